@@ -19,11 +19,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from distributed.common import Findings, Worker, deviation, full, main, ranks_agree, small
+from distributed.common import SOME, Findings, Worker, deviation, full, main, ranks_agree, small
 
 BEFORE, AFTER = 3, 4
 WRAPPINGS = ("ddp", "fsdp")
-BASES = ("sgd", "adamw")
 
 
 def worker(method: str, wrapping: str, base: str = "sgd", **options: Any) -> Worker:
@@ -89,9 +88,9 @@ def leave(worker: Worker, path: Path) -> None:
         torch.save(tensors, path)
 
 
-def from_one(method: str, wrapping: str, base: str, folder: Path) -> float:
+def from_one(method: str, wrapping: str, folder: Path) -> float:
     """Go on from the checkpoint of a single process, and end where it has ended."""
-    resumed = load(worker(method, wrapping, base, build=elsewhere), folder).run(AFTER)
+    resumed = load(worker(method, wrapping, build=elsewhere), folder).run(AFTER)
     expected: list[Tensor] = torch.load(folder / "later.pt")
     return deviation(resumed.params, expected, small(torch.float64).parameters())
 
@@ -108,30 +107,24 @@ def copied(method: str, clone: Callable[[Any], Any], **options: Any) -> dict[str
     return {"then": then, "apart": apart, "later": original.bits() == other.bits()}
 
 
-def key_of(method: str, wrapping: str, base: str) -> str:
-    return f"{method}, {wrapping}, {base}"
-
-
 def scenarios(found: Findings, folder: Path) -> None:
+    def note(kind: str, scenario: Callable[..., Any], *case: str, **options: Any) -> None:
+        key = f"{kind}, {', '.join(case)}"
+        found.note(key, scenario, *case, folder / key, **options)
+
     for method in METHODS:
         for wrapping in WRAPPINGS:
-            for base in BASES:
-                case = (method, wrapping, base)
-                name = key_of(*case)
-                if base == "adamw":
-                    found.note(f"same, {name}", same_world, *case, folder / f"same, {name}")
-                else:
-                    found.note(f"to one, {name}", to_one, *case, folder / f"to one, {name}")
-                    one = folder / f"from one, {method}, {base}"
-                    found.note(f"from one, {name}", from_one, *case, one)
-        options = {"ascent": "local"}
-        found.note(f"deepcopy, {method}", copied, method, copy.deepcopy, **options)
-        found.note(f"pickle, {method}", copied, method, through_pickle, **options)
+            note("same", same_world, method, wrapping, "adamw")
+            if wrapping == "fsdp" or method in SOME:
+                note("to one", to_one, method, wrapping, "sgd")
+                one = folder / f"from one, {method}"
+                found.note(f"from one, {method}, {wrapping}", from_one, method, wrapping, one)
     for wrapping in WRAPPINGS:
-        case = ("friendly-sam", wrapping, "sgd")
         flat = {"flatten_optimizer_state_dict": True}
-        place = folder / f"flat, {wrapping}"
-        found.note(f"flattened, {wrapping}", same_world, *case, place, **flat)
+        note("flattened", same_world, "friendly-sam", wrapping, "sgd", **flat)
+    for method in SOME:
+        for name, clone in (("deepcopy", copy.deepcopy), ("pickle", through_pickle)):
+            found.note(f"{name}, {method}", copied, method, clone, ascent="local")
 
 
 def through_pickle(value: Any) -> Any:

@@ -29,6 +29,9 @@ from torch.nn.parallel import DistributedDataParallel
 import flatmin
 from flatmin import geometry, methods, selection
 
+SOME = ("sam", "agnostic-asam", "ae-sam", "friendly-sam", "gsam", "look-sam", "lookbehind-sam")
+"""Methods of every kind of part, for what need not be shown of all."""
+
 BATCH = {"primary": 24, "auxiliary": 6}
 RHO = 0.1
 

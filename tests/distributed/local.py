@@ -13,7 +13,17 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.profiler import ProfilerActivity, profile
 
-from distributed.common import RHO, Findings, Worker, deviation, flat, main, ranks_agree, small
+from distributed.common import (
+    RHO,
+    SOME,
+    Findings,
+    Worker,
+    deviation,
+    flat,
+    main,
+    ranks_agree,
+    small,
+)
 
 STEPS = 7
 
@@ -288,12 +298,14 @@ def by_passes(method: str, ascent: str) -> dict[str, Any]:
 
 def scenarios(found: Findings, folder: Path) -> None:
     for method in METHODS:
-        for wrapping in ("ddp", "ddp with views", "ddp with a static graph"):
-            found.note(f"equal, {method}, {wrapping}", equal_ranks, method, wrapping)
+        found.note(f"equal, {method}, ddp with views", equal_ranks, method, "ddp with views")
         found.note(f"talk, {method}", talk, method)
+        found.note(f"passes, {method}, local", by_passes, method, "local")
+    for method in SOME:
+        for wrapping in ("ddp", "ddp with a static graph"):
+            found.note(f"equal, {method}, {wrapping}", equal_ranks, method, wrapping)
+        found.note(f"passes, {method}, global", by_passes, method, "global")
         found.note(f"globally, {method}", globally, method)
-        for ascent in ("local", "global"):
-            found.note(f"passes, {method}, {ascent}", by_passes, method, ascent)
     for method in BY_HAND:
         found.note(f"hand, {method}", by_hand, method)
     for method in ("sam", "agnostic-sam"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch.distributed.tensor.parallel import (
 from torch.nn.functional import cross_entropy
 
 import flatmin
-from distributed.common import RHO, Findings, deviation, full, main, mine, sharded, small
+from distributed.common import RHO, SOME, Findings, deviation, full, main, mine, sharded, small
 from flatmin import methods
 
 STEPS = 6
@@ -130,6 +131,7 @@ class Trainer:
         base = BASES["sgd"](self.model.parameters())
         if know_model:
             options["model"] = self.model
+        options["measure_radius"] = True
         self.optimizer = self.method.build(base, RHO, total_steps=STEPS, **options)
         if self.method.per_sample:  # all samples, whichever rank they are on
             self.optimizer.selection = flatmin.selection.LossRise(gamma=1.0)
@@ -165,8 +167,7 @@ def backward(loss: Tensor) -> Tensor:
 
 def equal(method: str, wrap: Wrap, **options: Any) -> dict[str, Any]:
     """Against one process with the whole batch."""
-    options = {"measure_radius": True, **options}
-    ours, alone = Trainer(method, wrap, **options).run(), Trainer(method, None, **options).run()
+    ours, alone = Trainer(method, wrap, **options).run(), by_one(method, **options)
     params = list(ours.model.parameters())
     return {
         "of the way": deviation(params, alone.model.parameters(), network().parameters()),
@@ -174,6 +175,11 @@ def equal(method: str, wrap: Wrap, **options: Any) -> dict[str, Any]:
         "radius": [x.optimizer.cost.distance for x in (ours, alone)],
         "kinds": sorted({"shards" if hasattr(p, "full_tensor") else "plain" for p in params}),
     }
+
+
+@cache
+def by_one(method: str, **options: Any) -> Trainer:
+    return Trainer(method, None, **options).run()
 
 
 def placements(wrap: Wrap) -> list[str]:
@@ -195,7 +201,7 @@ def norms(wrap: Wrap) -> list[tuple[float, float]]:
     for geometry in (flatmin.geometry.Euclidean(), flatmin.geometry.Adaptive(0.1)):
         lengths = []
         for how in (wrap, None):
-            trainer = Trainer("sam", how, measure_radius=True)
+            trainer = Trainer("sam", how)
             trainer.optimizer.geometry = geometry
             trainer.optimizer.step(trainer.primary)
             lengths.append(trainer.optimizer.cost.radius)
@@ -267,9 +273,6 @@ LAYOUTS: dict[str, Wrap] = {
     "beside plain": beside_plain,
 }
 
-THOROUGH = ("tensor parallel", "sequence parallel", "beside plain")
-SOME = ("sam", "agnostic-asam", "ae-sam", "friendly-sam", "gsam", "look-sam", "lookbehind-sam")
-
 
 def scenarios(found: Findings, folder: Path) -> None:
     if dist.get_world_size() == 4:
@@ -285,7 +288,7 @@ def scenarios(found: Findings, folder: Path) -> None:
     for name, wrap in LAYOUTS.items():
         found.note(f"placements, {name}", placements, wrap)
         found.note(f"norms, {name}", norms, wrap)
-        for method in METHODS if name in THOROUGH else SOME:
+        for method in METHODS if name == "tensor parallel" else SOME:
             found.note(f"{name}, {method}", equal, method, wrap)
         found.note(f"{name}, without the model", equal, "gsam", wrap, know_model=False)
         found.note(f"{name}, clipped", equal, "sam", wrap, max_norm=0.05)
