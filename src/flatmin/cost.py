@@ -46,11 +46,10 @@ class Cost:
         """Mean ‖ε‖ of the perturbed steps; nan if it was not measured."""
         return self.distance / self.perturbed if self.distance and self.perturbed else float("nan")
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            *(getattr(self, f.name) + getattr(other, f.name) for f in fields(self))  # type: ignore[arg-type]
-        )
-
     @classmethod
     def of(cls, numbers: Mapping[str, Any]) -> Cost:
-        return cls(**{f.name: numbers[f.name] for f in fields(cls) if f.name in numbers})
+        return cls(**{name: numbers[name] for name in COUNTS if name in numbers})
+
+
+COUNTS = tuple(f.name for f in fields(Cost))
+"""Their names."""

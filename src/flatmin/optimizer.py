@@ -189,7 +189,7 @@ class SharpnessAware(Wrapper):
         self._check_closures(closure, aux_closure)
         self._finish_before()
         closures = {"primary": closure, "auxiliary": aux_closure}
-        with closing(self._run()) as run:
+        with closing(self._run()) as run, self._ranks.together():
             told: tuple[Any, ...] = ()
             while True:
                 try:
@@ -197,7 +197,7 @@ class SharpnessAware(Wrapper):
                 except StopIteration as done:
                     return done.value
                 # Apart, since a closure may come to the end of an iterator of its own.
-                with self._ranks.silence(wanted.communicate), self._failing_together():
+                with self._ranks.silence(wanted.communicate):
                     told = (self._evaluate(wanted, closures[wanted.batch]),)
 
     def passes(self) -> Passes:
@@ -217,7 +217,7 @@ class SharpnessAware(Wrapper):
         weights back.
         """
         self._finish_before()
-        begun = Passes(self._run())
+        begun = Passes(self._run(), self._ranks)
         self._open = weakref.ref(begun)
         return begun
 
@@ -253,7 +253,6 @@ class SharpnessAware(Wrapper):
 
     # One step.
 
-    @torch.no_grad()
     def _run(self) -> Looks[Tensor | None]:
         """The step as a sequence of passes; it keeps every promise whatever a pass does."""
         walk = self._walk_now()
@@ -271,9 +270,10 @@ class SharpnessAware(Wrapper):
             gradients = [self._clipped(at, gradient) for gradient in gradients]
             at.finish()
         except BaseException as trouble:
-            walk.back()
-            if self._around:
-                self._around.abort()
+            with torch.no_grad():  # also where the step is given up from outside
+                walk.back()
+                if self._around:
+                    self._around.abort()
             if isinstance(trouble, NotFinite):
                 self._skip(at)
                 return at.loss
@@ -330,7 +330,7 @@ class SharpnessAware(Wrapper):
         if perturbed:
             walk.pull(self.descent.share)
         walk.space.show()
-        at.settle_accounts(Cost(steps=1, perturbed=int(perturbed), distance=at.travelled))
+        at.settle_accounts(perturbed=perturbed)
         if self._masters:
             self._masters.store(self.state)
 
@@ -352,20 +352,7 @@ class SharpnessAware(Wrapper):
                 RuntimeWarning,
                 stacklevel=4,
             )
-        at.settle_accounts(Cost(skipped=1), failed=True)
-
-    @contextmanager
-    def _failing_together(self) -> Generator[None]:
-        """If a closure raises on one rank, the others say which and why once they stop waiting."""
-        step = self.param_groups[0][KEY]["steps"]
-        try:
-            yield
-        except Exception as error:
-            blame = self._ranks.blame(step)
-            if blame is not None:
-                raise RuntimeError(f"{blame}; the weights of this rank are restored") from error
-            self._ranks.report(step, error)
-            raise
+        at.settle_accounts(failed=True)
 
     def _reaches(self) -> bool:
         """Does any radius differ from 0?"""
@@ -434,18 +421,19 @@ class SharpnessAware(Wrapper):
         if known is None or not known.fits(groups):
             faces = self._masters.faces if self._masters else None
             self._walk = known = Walk(vec.Space(groups, faces))
+            self._memory = Memory(self.base, known.space)
         known.begin()
         return known
 
     def _probe(self, walk: Walk) -> Probe:
         self._complete_groups()
         rho = [group["rho"] for group in self.param_groups]
-        kept = Memory(self.base, walk.space)
+        self._memory.begin()
         return Probe(
             walk,
             rho,
             self.geometry,
-            kept,
+            self._memory,
             self._around,
             self._ranks,
             finite=self._looks_for_inf,
@@ -458,7 +446,7 @@ class SharpnessAware(Wrapper):
 
     def _warn_if_standing_still(self, walk: Walk) -> None:
         """Look at perturbed steps 1, 10, 100, …: the check is a sweep over the weights."""
-        done = self.cost.perturbed + 1
+        done = self.param_groups[0][KEY]["perturbed"] + 1
         if (
             self._warned_of_precision
             or not walk.space.cheap_to_inspect

@@ -1,14 +1,16 @@
 """The step as a sequence of passes, for loops that own their backward pass."""
 
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flatmin.distributed import Ranks
 from flatmin.probe import Batch, Looks, Pass
 
 
@@ -18,12 +20,22 @@ def advance(run: Looks[Tensor | None], *loss: Any) -> Pass:
     An autocast around several passes would also keep its narrow copies of the weights, which move
     between them: they are dropped.
     """
+    with torch.no_grad(), _full_precision():
+        return run.send(*loss) if loss else next(run)
+
+
+def _full_precision() -> AbstractContextManager[Any]:
+    if not torch._C._is_any_autocast_enabled():
+        return _NOTHING
     with ExitStack() as full_precision:
         for device in ("cpu", "cuda", "xpu", "mps"):
             if torch.is_autocast_enabled(device):
                 full_precision.enter_context(torch.autocast(device, enabled=False))
                 torch.clear_autocast_cache()
-        return run.send(*loss) if loss else next(run)
+        return full_precision.pop_all()
+
+
+_NOTHING = nullcontext()
 
 
 class Turn:
@@ -77,8 +89,9 @@ class Passes(Iterator[Turn]):
     iterator is dropped; at the latest when the next step begins.
     """
 
-    def __init__(self, run: Looks[Tensor | None]) -> None:
+    def __init__(self, run: Looks[Tensor | None], ranks: Ranks) -> None:
         self._run = run
+        self._together = ranks.together()
         self._turn: Turn | None = None
         self.finished = False
         self.loss: Tensor | None = None
@@ -108,10 +121,12 @@ class Passes(Iterator[Turn]):
             raise
 
     def __enter__(self) -> Passes:
+        self._together.__enter__()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         self.close()
+        self._together.__exit__(*error)
 
     def __del__(self) -> None:
         self.close()

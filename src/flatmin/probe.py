@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flatmin import check
-from flatmin.cost import Cost
+from flatmin.cost import COUNTS
 from flatmin.distributed import Ranks
 from flatmin.geometry import Geometry
 from flatmin.memory import Memory
@@ -125,7 +125,7 @@ class Probe:
     ) -> None:
         self.rho = rho
         self.losses: Tensor | None = None
-        self.spent = Cost()
+        self.spent: dict[str, float] = dict.fromkeys(COUNTS, 0)
         self.travelled = 0.0
         self._walk = walk
         self._space = walk.space
@@ -272,37 +272,29 @@ class Probe:
         if wanted.gradient:
             if self._unscale is not None:
                 self._unscale()
-            auxiliary = wanted.batch == "auxiliary"
             seen = around.samples if around else 0
-            self.spent += Cost(
-                gradients=1,
-                auxiliary=int(auxiliary),
-                samples=seen,
-                primary_samples=0 if auxiliary or wanted.perturbed else seen,
-            )
+            self.spent["gradients"] += 1
+            self.spent["samples"] += seen
+            if wanted.batch == "auxiliary":
+                self.spent["auxiliary"] += 1
+            elif not wanted.perturbed:
+                self.spent["primary_samples"] += seen
         if losses is None:
             return None
         losses = losses.detach()
         if not wanted.perturbed and wanted.batch == "primary":
             self.losses = losses
-        self._require_finite(losses if losses.ndim == 0 else losses.sum())
+        self._require_finite(losses if losses.ndim == 0 else losses.mean())
         return losses
 
     def _collect(self, batch: Batch) -> Vector:
         """Take the gradient out of the parameters."""
-        found = [p.grad for p in self._space.faces]
-        if all(g is None for g in found):
+        seen = self._space.take(copy=self._keeps_gradients and self._ranks.share_memory)
+        if seen is None:
             raise RuntimeError(
                 f"the {batch} closure left no gradient in any parameter of the optimizer: it must "
                 "call loss.backward() on a loss of the model whose parameters the optimizer holds"
             )
-        for p, g in zip(self._space.params, found, strict=True):
-            if g is not None and g.layout != torch.strided:
-                raise TypeError(
-                    f"a parameter of shape {tuple(p.shape)} has a sparse gradient, which has no "
-                    "place in a vector of all parameters: build the layer with sparse=False"
-                )
-        seen = self._space.take(copy=self._keeps_gradients and self._ranks.share_memory)
         if batch == "primary":
             self._seen.append(seen)
         return seen.vector
@@ -319,9 +311,17 @@ class Probe:
         return self._walk.stay()
 
     def agree_on_gradient(self) -> None:
-        """Average the first gradient over the ranks, where each had its own."""
-        self._ranks.average([self.grad.block(j) for j in range(len(self._space.blocks))])
-        self._norms.clear()
+        """Average the first gradient over the ranks, where each had its own.
+
+        The mean is stored anew: where we stand may be a multiple of the gradient of this rank.
+        """
+        if not self._ranks.apart:
+            return
+        mean = [self.grad.block(j).clone() for j in range(len(self._space.blocks))]
+        self._ranks.average(mean)
+        present = self._ranks.anywhere([g is not None for g in self._seen[0].found])
+        self._seen[0] = self._space.seen(mean, present)
+        self.grad = self._seen[0].vector
 
     def clear(self) -> None:
         """Leave no gradient behind."""
@@ -353,10 +353,14 @@ class Probe:
         """Bring what is remembered up to date, before gradients are handed over."""
         self._memory.evaluate(self._ranks)
 
-    def settle_accounts(self, outcome: Cost, *, failed: bool = False) -> None:
+    def settle_accounts(self, *, perturbed: bool = False, failed: bool = False) -> None:
         """Add up what this step has cost, and remember what it kept unless it failed."""
-        total = Cost.of(self._memory.numbers) + self.spent + outcome
-        self._memory.commit(total.__dict__, failed)
+        if failed:
+            self.spent["skipped"] = 1
+        else:
+            self.spent.update(steps=1, perturbed=int(perturbed), distance=self.travelled)
+        before = self._memory.numbers
+        self._memory.commit({name: before[name] + n for name, n in self.spent.items()}, failed)
 
 
 __all__ = ["HERE", "Answer", "Batch", "Looks", "NotFinite", "Pass", "Probe", "settle"]

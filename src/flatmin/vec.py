@@ -13,6 +13,7 @@ block, and so `g - sigma * (lmbda * m + (1 - lmbda) * g)` costs no copy of the w
 # The foreach kernels carry an underscore, yet they are what torch's own optimizers are made of.
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -20,7 +21,10 @@ from typing import Any, TypeAlias, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors  # pyright: ignore[reportUnknownVariableType]
+from torch._utils import (
+    _flatten_dense_tensors,  # pyright: ignore[reportUnknownVariableType]
+    _unflatten_dense_tensors,  # pyright: ignore[reportUnknownVariableType]
+)
 
 try:
     from torch.distributed.tensor import DTensor, Shard
@@ -226,6 +230,8 @@ class Seen:
 
     vector: Vector
     found: list[Tensor | None]
+    in_place: bool = False
+    """Whether they stand in `p.grad`, until the next pass."""
 
 
 class Space:
@@ -247,6 +253,9 @@ class Space:
         self.home = (self.params[0].device, self.params[0].dtype) if self.params else None
         self.on_host = all(x.device.type == "cpu" for x in self.pieces)
         self.blocks = _blocks(groups, self.params, self.pieces)
+        self.parts = [[self.pieces[i] for i in b.members] for b in self.blocks]
+        """The pieces of each block."""
+        self._bare = self.plain and not any(p.is_complex() for p in self.params)
 
     @property
     def cheap_to_inspect(self) -> bool:
@@ -271,12 +280,7 @@ class Space:
 
     def split(self, j: int, block: Tensor) -> list[Tensor]:
         """The pieces of block `j`, as views of it, in the order of its members."""
-        b = self.blocks[j]
-        if not b.joined:
-            return [block]
-        shapes = [self.pieces[i].shape for i in b.members]
-        runs = cast("list[Tensor]", block.split([s.numel() for s in shapes]))
-        return [run.view(s) for run, s in zip(runs, shapes, strict=True)]
+        return _unflatten(block, self.parts[j]) if self.blocks[j].joined else [block]
 
     def each(self, j: int, value: Callable[[int], float]) -> Tensor:
         """A block that holds `value(i)` all over parameter `i`."""
@@ -284,21 +288,53 @@ class Space:
         pieces = [torch.full_like(self.pieces[i], value(i)) for i in members]
         return _flatten(pieces) if self.blocks[j].joined else pieces[0]
 
-    def take(self, *, copy: bool) -> Seen:
+    def take(self, *, copy: bool) -> Seen | None:
         """The gradient that the last backward pass has left; zero where it has left none.
 
-        It is copied where the next backward pass would overwrite it.
+        It is copied where the next backward pass would overwrite it. None: it has left none at all.
+
+        Raises TypeError for a sparse gradient.
         """
-        found = [p.grad if p.grad is None or not copy else p.grad.clone() for p in self.faces]
+        found = [p.grad for p in self.faces]
+        present = [g for g in found if g is not None]
+        if not present:
+            return None
+        if any(map(_SPARSE, present)):
+            raise _sparse(self.params, found)
+        if not self.plain:
+            found = [
+                g if g is None else _like(p, g) for p, g in zip(self.params, found, strict=True)
+            ]
+        if copy:
+            found = [g if g is None else g.clone() for g in found]
         if self.faces is not self.params:
             found = [
                 g if g is None else g.to(p.dtype) for p, g in zip(self.params, found, strict=True)
             ]
-        pieces: list[Tensor] = [
-            torch.zeros_like(x) if g is None else g if self.plain else local(g)
-            for x, g in zip(self.pieces, found, strict=True)
-        ]
-        return Seen(Vector(Term(self.join(pieces))), found)
+        pieces = cast("list[Tensor]", found)
+        if len(present) < len(found):
+            pieces = [
+                torch.zeros_like(p) if g is None else g
+                for p, g in zip(self.params, found, strict=True)
+            ]
+        if not self.plain:
+            pieces = [local(g) for g in pieces]
+        in_place = not copy and self.faces is self.params
+        return Seen(Vector(Term(self.join(pieces))), found, in_place)
+
+    def seen(self, blocks: Sequence[Tensor], present: Sequence[bool]) -> Seen:
+        """Blocks as the gradient of the parameters for which there is one."""
+        pieces = self.spread(blocks)
+        found = [g if there else None for g, there in zip(pieces, present, strict=True)]
+        return Seen(Vector(Term(blocks)), found)
+
+    def spread(self, blocks: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors that stand beside the parameters, as views of blocks."""
+        pieces = list(self.pieces)
+        for j, b in enumerate(self.blocks):
+            for i, piece in zip(b.members, self.split(j, blocks[j]), strict=True):
+                pieces[i] = self.wrap(self.params[i], piece)
+        return pieces
 
     def clear(self) -> None:
         """Leave no gradient in any parameter."""
@@ -321,6 +357,8 @@ class Space:
         of = {id(s.vector.terms[0].blocks): s for s in seen}
         mine = next((of[id(t.blocks)] for t in gradient.terms if id(t.blocks) in of), None)
         present = seen[-1].found
+        if gradient.is_stored and mine is seen[-1] and mine.in_place:
+            return
         if gradient.is_stored and mine is not None:
             for p, g, last in zip(self.params, mine.found, present, strict=True):
                 p.grad = None if last is None else torch.zeros_like(p) if g is None else g
@@ -333,6 +371,8 @@ class Space:
 
     def wrap(self, like: Tensor, piece: Tensor) -> Tensor:
         """The tensor that stands beside parameter `like`, of which `piece` is what we hold."""
+        if self._bare:
+            return piece
         if like.is_complex():
             piece = torch.view_as_complex(piece)
         if DTensor is not None and isinstance(like, DTensor):
@@ -373,11 +413,29 @@ class Space:
         return total
 
 
+_SPARSE = operator.attrgetter("is_sparse")
+
+
+def _sparse(params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> TypeError:
+    p = next(p for p, g in zip(params, grads, strict=True) if g is not None and g.is_sparse)
+    return TypeError(
+        f"a parameter of shape {tuple(p.shape)} has a sparse gradient, which has no place in a "
+        "vector of all parameters: build the layer with sparse=False"
+    )
+
+
 def local(t: Tensor) -> Tensor:
     """What this rank holds of `t`, as real numbers, in the same storage."""
     if DTensor is not None and isinstance(t, DTensor):
         t = t.to_local()
     return torch.view_as_real(t) if t.is_complex() else t
+
+
+def _like(p: Tensor, g: Tensor) -> Tensor:
+    """A gradient laid out as its parameter: sums over ranks that are still due are taken."""
+    if DTensor is None or not isinstance(p, DTensor) or not isinstance(g, DTensor):
+        return g
+    return g if g.placements == p.placements else g.redistribute(placements=p.placements)
 
 
 def copy_(to: list[Tensor], source: list[Tensor]) -> None:
@@ -396,7 +454,7 @@ def _blocks(
     blocks: list[Block] = []
     for i, (p, x) in enumerate(zip(params, pieces, strict=True)):
         shared_by = _shard_groups(p)
-        if x.numel() > LARGE:
+        if not 0 < x.numel() <= LARGE:  # torch unflattens an empty tensor to another shape
             blocks.append(Block((i,), group_of[i], shared_by, joined=False))
         else:
             key = (group_of[i], shared_by, x.device, x.dtype)
@@ -417,6 +475,10 @@ def _shard_groups(t: Tensor) -> tuple[Any, ...]:
 
 def _flatten(pieces: list[Tensor]) -> Tensor:
     return cast(Tensor, _flatten_dense_tensors(pieces))
+
+
+def _unflatten(block: Tensor, like: list[Tensor]) -> list[Tensor]:
+    return cast("list[Tensor]", _unflatten_dense_tensors(block, like))
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:

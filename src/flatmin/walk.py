@@ -23,6 +23,7 @@ class Walk:
 
     def __init__(self, space: Space) -> None:
         self.space = space
+        self._ids = list(map(id, space.params))
         self._copy: list[Tensor] = []
         self._views: list[list[Tensor]] = []
         self._moved: dict[int, tuple[Tensor, list[Tensor]]] = {}
@@ -33,10 +34,8 @@ class Walk:
     def fits(self, groups: Sequence[Sequence[Tensor]]) -> bool:
         """Are these the parameters that it moves, on the device and in the type that it knew?"""
         params = [p for group in groups for p in group]
-        mine = self.space.params
         return (
-            len(params) == len(mine)
-            and all(a is b for a, b in zip(params, mine, strict=True))
+            list(map(id, params)) == self._ids
             and (not params or (params[0].device, params[0].dtype) == self.space.home)
             and [len(group) for group in groups] == self.space.sizes
             and self.space.still_holds()
@@ -67,9 +66,9 @@ class Walk:
             if b.joined:
                 moved, views = self._moved[j]
                 there.into(moved, j)
-                copy_(self._pieces(j), views)
+                copy_(self.space.parts[j], views)
             else:
-                there.into(start[j] if start is self._in_place else self._pieces(j)[0], j)
+                there.into(start[j] if start is self._in_place else self.space.parts[j][0], j)
         self.space.show()
 
     def back(self) -> None:
@@ -77,7 +76,7 @@ class Walk:
             return
         self._here = None
         for j, views in enumerate(self._views):
-            copy_(self._pieces(j), views)
+            copy_(self.space.parts[j], views)
         self.space.show()
 
     def stay(self) -> Vector:
@@ -90,7 +89,7 @@ class Walk:
         if share == 1.0:
             return
         for j, views in enumerate(self._views):
-            for moved, w in zip(self._pieces(j), views, strict=True):
+            for moved, w in zip(self.space.parts[j], views, strict=True):
                 moved.copy_(torch.where(moved == w, w, w + share * (moved - w)))
 
     def distance(self) -> float:
@@ -126,9 +125,6 @@ class Walk:
     def _now(self) -> list[Tensor]:
         return self.space.join(self.space.pieces)
 
-    def _pieces(self, j: int) -> list[Tensor]:
-        return [self.space.pieces[i] for i in self.space.blocks[j].members]
-
     def _pack(self) -> None:
         """Copy the weights while they are home, once a step."""
         if self._packed:
@@ -137,7 +133,7 @@ class Walk:
         if not self._copy:
             self._allocate()
         for j, views in enumerate(self._views):
-            copy_(views, self._pieces(j))
+            copy_(views, self.space.parts[j])
 
     def _allocate(self) -> None:
         self._copy = [torch.empty_like(x) for x in self._now()]
@@ -149,4 +145,4 @@ class Walk:
                 moved = torch.empty_like(self._copy[j])
                 self._moved[j] = moved, self.space.split(j, moved)
             else:
-                self._in_place[j] = self._pieces(j)[0]
+                self._in_place[j] = self.space.parts[j][0]
