@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from tables import LOOKING, Trainer
+from tables import LOOKING, METHODS, Trainer
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import flatmin
 from flatmin.vec import LARGE, ZERO, Space, Term, Vector
 
 
@@ -15,9 +19,9 @@ def space() -> Space:
     return Space([[torch.randn(s, dtype=torch.float64) for s in group] for group in shapes])
 
 
-def test_blocks_are_large_tensors_and_the_small_ones_of_a_group_joined():
+def test_blocks_are_large_and_empty_tensors_and_the_small_ones_of_a_group_joined():
     s = space()
-    assert [b.members for b in s.blocks] == [(0, 2), (3, 4), (1,), (5,)]
+    assert [b.members for b in s.blocks] == [(0, 2), (3,), (1,), (4,), (5,)]
     pieces = [p.clone() for p in s.params]
     back = {
         i: x
@@ -68,7 +72,7 @@ def test_metrics_multiply_what_is_inside_them():
             torch.testing.assert_close(
                 combination.block(j), plain * t[j] + t[j] * (2 * x[j] - y[j])
             )
-    by_block = (a + Vector(Term(y))).scaled([1.0, 2.0, 3.0, 4.0])
+    by_block = (a + Vector(Term(y))).scaled([1.0, 2.0, 3.0, 4.0, 5.0])
     for j in range(len(s.blocks)):
         torch.testing.assert_close(by_block.block(j), (j + 1) * (t[j] * x[j] + y[j]))
 
@@ -94,18 +98,65 @@ def test_tensors_in_channels_last_are_measured_without_a_copy_of_their_order():
     assert s.dot(Vector(Term([x])), Vector(Term([y]))) == pytest.approx(float((x * y).sum()))
 
 
-@pytest.mark.parametrize("method", LOOKING)
-@pytest.mark.parametrize("groups", ["one group", "two groups"])
-def test_numbers_that_stay_on_the_device_give_the_same_steps(method, groups, monkeypatch):
-    """What accelerators do, done on the CPU: no coefficient is a Python float."""
-    here = Trainer(method, "sgd", groups, dtype=torch.float64, max_norm=1.0).run(6)
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What accelerators do, done on the CPU: no number comes to the host by itself."""
     made = Space.__init__
 
-    def elsewhere(self, *args):
+    def elsewhere(self: Space, *args: Any) -> None:
         made(self, *args)
         self.on_host = False
 
     monkeypatch.setattr(Space, "__init__", elsewhere)
+
+
+@pytest.mark.parametrize("method", LOOKING)
+@pytest.mark.parametrize("groups", ["one group", "two groups"])
+def test_numbers_that_stay_on_the_device_give_the_same_steps(method, groups, request):
+    here = Trainer(method, "sgd", groups, dtype=torch.float64, max_norm=1.0).run(6)
+    request.getfixturevalue("device")
     there = Trainer(method, "sgd", groups, dtype=torch.float64, max_norm=1.0).run(6)
     for a, b in zip(here.model.parameters(), there.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often the host asks for a number."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("nonfinite", "once_a_step"), [("ignore", 0), ("skip", 1)])
+def test_the_host_waits_for_the_device_once_a_step_to_skip_it_and_else_never(
+    method, nonfinite, once_a_step
+):
+    trainer = Trainer(method, nonfinite=nonfinite, max_norm=1.0).run(1)
+    branches = isinstance(trainer.optimizer.policy, flatmin.policy.LargeGradient)
+    with Waits() as waits:
+        trainer.run(4)
+    assert waits.count == 4 * (once_a_step + branches)
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("call", [0, 1])
+def test_a_step_that_is_not_finite_is_dropped_on_the_device_too(method, call):
+    trainer = Trainer(method).run(3)
+    before = trainer.bits()
+    trainer.factor = lambda batch, at: float("nan") if at == call else 1.0
+    looks = method != "sgd" and isinstance(trainer.optimizer.policy, flatmin.policy.Always)
+    if call and not looks:
+        pytest.skip("this step has one pass")
+    with pytest.warns(RuntimeWarning, match="skipped"):
+        trainer.step()
+    after = trainer.bits()
+    assert trainer.optimizer.cost.skipped == 1
+    for name, bits in before.items():
+        if "flatmin" not in name and not name.startswith("group"):
+            assert torch.equal(bits, after[name]), name

@@ -46,6 +46,9 @@ class Cost:
         """Mean ‖ε‖ of the perturbed steps; nan if it was not measured."""
         return self.distance / self.perturbed if self.distance and self.perturbed else float("nan")
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(**{name: getattr(self, name) + getattr(other, name) for name in COUNTS})
+
     @classmethod
     def of(cls, numbers: Mapping[str, Any]) -> Cost:
         return cls(**{name: numbers[name] for name in COUNTS if name in numbers})

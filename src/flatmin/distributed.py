@@ -76,11 +76,11 @@ class Ranks:
         no_sync: Any = self._replicas.no_sync
         return no_sync()
 
-    def all_finite(self, finite: bool) -> bool:
+    def all_finite(self, finite: bool | Tensor) -> bool:
         """Is it finite on every rank? One decision, so that all take the same branch."""
         if not self.many:
-            return finite
-        bad = torch.tensor(float(not finite), device=self._device)
+            return bool(finite)  # host sync, where a device knows: the step is dropped, or not
+        bad = 1.0 - torch.as_tensor(finite, device=self._device).float()
         dist.all_reduce(bad, group=self._group)
         return not bad.item()  # host sync: the step is dropped, or not
 

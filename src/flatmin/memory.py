@@ -30,7 +30,7 @@ class Memory:
     Nothing is written before the step is sure to succeed, and so a failed one leaves no trace. New
     buffers are written only after the base optimizer has stepped: several base optimizers set
     themselves up only where they find a parameter's state empty. The buffers of small tensors are
-    views of one block; those that a checkpoint has brought are laid out so when they are first used.
+    views of one block; those that a checkpoint has brought are laid out so when first used.
     """
 
     def __init__(self, base: torch.optim.Optimizer, space: Space) -> None:
@@ -84,7 +84,7 @@ class Memory:
             group[KEY] = {**self.numbers, **notes, **counts}
 
     def _write(self, name: str, kept: _Kept) -> None:
-        """Put buffers beside the parameters that the base optimizer has set up; others stay zero."""
+        """Put buffers beside the parameters that the base optimizer has set up, or at zero."""
         for i in [i for i, buffer in enumerate(self._found[name]) if buffer is None]:
             p, buffer = self._space.params[i], kept.buffers[i]
             if p.grad is not None or self._base.state.get(p):

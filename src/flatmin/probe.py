@@ -136,6 +136,7 @@ class Probe:
         self._ranks = ranks
         self._look_for_inf = finite
         self._all_finite = True
+        self._doubts: list[Tensor] = []
         self._unscale = unscale
         self._keeps_gradients = keeps_gradients
         self._per_sample = per_sample
@@ -180,8 +181,17 @@ class Probe:
         return self._ranks.mean(number)
 
     def _require_finite(self, number: Scalar) -> None:
-        """End the step if a number is inf or nan; among many ranks, once all have come so far."""
-        if not self._look_for_inf or math.isfinite(number):  # host sync: a step is dropped in time
+        """End the step if a number is inf or nan.
+
+        Among many ranks this waits until all have come so far, and on a device until the last pass,
+        so that the host waits for it once a step.
+        """
+        if not self._look_for_inf:
+            return
+        if isinstance(number, Tensor) and not self._space.on_host:
+            self._doubts.append(number.isfinite())
+            return
+        if math.isfinite(number):
             return
         if not self._ranks.many:
             raise NotFinite
@@ -189,7 +199,12 @@ class Probe:
 
     def finish(self) -> None:
         """All passes were run; end the step here if a number was inf or nan on any rank."""
-        if self._look_for_inf and not self._ranks.all_finite(self._all_finite):
+        if not self._look_for_inf:
+            return
+        finite = self._all_finite
+        if self._doubts:
+            finite = torch.stack(self._doubts).all() & finite
+        if not self._ranks.all_finite(finite):
             raise NotFinite
 
     # Move.

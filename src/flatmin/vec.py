@@ -27,9 +27,9 @@ from torch._utils import (
 )
 
 try:
-    from torch.distributed.tensor import DTensor, Shard
+    from torch.distributed.tensor import DTensor
 except ImportError:  # torch built without distributed: nothing is ever sharded
-    DTensor = Shard = None  # type: ignore[assignment,misc]
+    DTensor = None  # type: ignore[assignment,misc]
 
 Scalar: TypeAlias = "float | Tensor"
 """A number: on the host where the vector is, on the device where asking for it would wait."""
@@ -42,6 +42,9 @@ TINY = 1e-12
 
 LARGE = 1 << 15
 """Tensors of more elements than this are blocks of their own."""
+
+HUGE = 1 << 22
+"""Tensors of more elements than this are evaluated in memory that is given back at once."""
 
 _NARROW = (torch.float16, torch.bfloat16)
 
@@ -127,18 +130,23 @@ class Vector:
         total = _plain(out, [t for t in terms if t.metric is None], j)
         for metric in dict.fromkeys(t.metric for t in terms if t.metric is not None):
             inside = [t for t in terms if t.metric is metric]
-            if len(inside) == 1 and total is not None and isinstance(inside[0].at(j), float):
-                c, x = cast(float, inside[0].at(j)), inside[0].blocks[j]
-                factor = metric(j)
+            factor = metric(j)
+            c, x = inside[0].at(j), inside[0].blocks[j]
+            if len(inside) > 1:
+                part = _plain(None, inside, j)
+                assert part is not None
+                part.mul_(factor)
+            elif total is not None and isinstance(c, float):
                 if isinstance(factor, Tensor):
                     total.addcmul_(x, factor, value=c)
                 else:
                     total.add_(x, alpha=c * factor)
+                continue
             else:
-                part = _plain(None, inside, j)
-                assert part is not None
-                part.mul_(metric(j))
-                total = part if total is None else total.add_(part)
+                part = torch.mul(x, factor, out=out if len(terms) == 1 else None)
+                if not _is(1.0, c):
+                    part.mul_(c)
+            total = part if total is None else total.add_(part)
         assert total is not None
         return total if out is None or total is out else out.copy_(total)
 
@@ -230,8 +238,6 @@ class Seen:
 
     vector: Vector
     found: list[Tensor | None]
-    in_place: bool = False
-    """Whether they stand in `p.grad`, until the next pass."""
 
 
 class Space:
@@ -255,6 +261,8 @@ class Space:
         self.blocks = _blocks(groups, self.params, self.pieces)
         self.parts = [[self.pieces[i] for i in b.members] for b in self.blocks]
         """The pieces of each block."""
+        self._standing: Seen | None = None
+        self._desk = torch.empty(0, dtype=self.home[1] if self.home else None)
         self._bare = self.plain and not any(p.is_complex() for p in self.params)
 
     @property
@@ -319,8 +327,9 @@ class Space:
             ]
         if not self.plain:
             pieces = [local(g) for g in pieces]
-        in_place = not copy and self.faces is self.params
-        return Seen(Vector(Term(self.join(pieces))), found, in_place)
+        seen = Seen(Vector(Term(self.join(pieces))), found)
+        self._standing = seen if not copy and self.faces is self.params else None
+        return seen
 
     def seen(self, blocks: Sequence[Tensor], present: Sequence[bool]) -> Seen:
         """Blocks as the gradient of the parameters for which there is one."""
@@ -338,6 +347,7 @@ class Space:
 
     def clear(self) -> None:
         """Leave no gradient in any parameter."""
+        self._standing = None
         for p in self.faces:
             p.grad = None
 
@@ -357,8 +367,9 @@ class Space:
         of = {id(s.vector.terms[0].blocks): s for s in seen}
         mine = next((of[id(t.blocks)] for t in gradient.terms if id(t.blocks) in of), None)
         present = seen[-1].found
-        if gradient.is_stored and mine is seen[-1] and mine.in_place:
+        if gradient.is_stored and mine is not None and mine is self._standing:
             return
+        self._standing = None
         if gradient.is_stored and mine is not None:
             for p, g, last in zip(self.params, mine.found, present, strict=True):
                 p.grad = None if last is None else torch.zeros_like(p) if g is None else g
@@ -386,6 +397,21 @@ class Space:
             )
         return piece
 
+    def _read(self, a: Vector, j: int) -> Tensor:
+        """Block `j` of `a`, good until the next is read.
+
+        On the host it is evaluated where the one before was: a fresh allocation there costs as
+        much as the arithmetic.
+        """
+        like = self.parts[j][0]
+        if a.is_stored or not (self.on_host and like.dtype == self._desk.dtype):
+            return a.block(j)
+        if not (LARGE < like.numel() <= HUGE and like.is_contiguous()):
+            return a.block(j)
+        if self._desk.numel() < like.numel():
+            self._desk = torch.empty_like(like).view(-1)
+        return a.into(self._desk[: like.numel()].view_as(like), j)
+
     # Sums over the whole vector.
 
     def norm(self, a: Vector) -> Scalar:
@@ -397,7 +423,7 @@ class Space:
             return 0.0
         by_groups: dict[tuple[Any, ...], list[Tensor]] = {}
         for j, block in enumerate(self.blocks):
-            x = a.block(j)
+            x = self._read(a, j)
             product = _dot(x, x if a is b else b.block(j))
             by_groups.setdefault(block.shared_by, []).append(product)
         total: Scalar = 0.0
@@ -465,11 +491,11 @@ def _blocks(
 
 def _shard_groups(t: Tensor) -> tuple[Any, ...]:
     """The process groups over which `t` is split; empty for a tensor that is held whole."""
-    if DTensor is None or Shard is None or not isinstance(t, DTensor):
+    if DTensor is None or not isinstance(t, DTensor):
         return ()
     mesh = t.device_mesh
     return tuple(
-        mesh.get_group(i) for i, placed in enumerate(t.placements) if isinstance(placed, Shard)
+        mesh.get_group(i) for i, placed in enumerate(t.placements) if not placed.is_replicate()
     )
 
 

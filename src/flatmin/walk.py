@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,19 @@ from flatmin.vec import Space, Term, Vector, copy_, local
 
 HERE = Vector()
 """The place where the weights stand, for those who no longer know how they came there."""
+
+
+class _Home(Sequence[Tensor]):
+    """The blocks of the unperturbed weights."""
+
+    def __init__(self, walk: Walk) -> None:
+        self._walk = walk
+
+    def __getitem__(self, j: Any) -> Any:
+        return self._walk.block(j)
+
+    def __len__(self) -> int:
+        return len(self._walk.space.blocks)
 
 
 class Walk:
@@ -27,7 +41,8 @@ class Walk:
         self._copy: list[Tensor] = []
         self._views: list[list[Tensor]] = []
         self._moved: dict[int, tuple[Tensor, list[Tensor]]] = {}
-        self._packed = False
+        self._packed: list[bool] = []
+        self._home = Vector(Term(_Home(self)))
         self._here: Vector | None = None
         self._in_place: list[Tensor] = []
 
@@ -43,13 +58,12 @@ class Walk:
 
     def begin(self) -> None:
         """A step begins: the weights are home, and not where the last one has left them."""
-        self._packed = False
+        self._packed = [False] * len(self.space.blocks)
 
     @property
     def home(self) -> Vector:
         """The unperturbed weights, wherever the parameters stand now."""
-        self._pack()
-        return Vector(Term(self._copy))
+        return self._home
 
     def go(self, to: Vector | None) -> None:
         """Stand at `w + to`; None is home."""
@@ -58,11 +72,13 @@ class Walk:
         if to is None:
             self.back()
             return
-        self._pack()
+        if not self._copy:
+            self._allocate()
         start = self._copy if self._here is not None else self._in_place
         there = Vector(Term(start)) + to
         self._here = to
         for j, b in enumerate(self.space.blocks):
+            self.block(j)
             if b.joined:
                 moved, views = self._moved[j]
                 there.into(moved, j)
@@ -125,15 +141,17 @@ class Walk:
     def _now(self) -> list[Tensor]:
         return self.space.join(self.space.pieces)
 
-    def _pack(self) -> None:
-        """Copy the weights while they are home, once a step."""
-        if self._packed:
-            return
-        self._packed = True
+    def block(self, j: int) -> Tensor:
+        """Block `j` of the unperturbed weights: copied once a step, when it is first asked for.
+
+        It is then still in the cache for those who ask.
+        """
         if not self._copy:
             self._allocate()
-        for j, views in enumerate(self._views):
-            copy_(views, self.space.parts[j])
+        if not self._packed[j]:
+            self._packed[j] = True
+            copy_(self._views[j], self.space.parts[j])
+        return self._copy[j]
 
     def _allocate(self) -> None:
         self._copy = [torch.empty_like(x) for x in self._now()]
