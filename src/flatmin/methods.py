@@ -7,18 +7,27 @@ Each takes the base optimizer, its own hyperparameters, and the options of `Shar
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from flatmin import check
 from flatmin.descent import Lookbehind, Reuse, SurrogateGap
-from flatmin.direction import Agnostic, Direction, Friendly, Suppressed
+from flatmin.direction import (
+    Agnostic,
+    Direction,
+    Friendly,
+    FullComponent,
+    NoiseComponent,
+    OtherBatch,
+    Suppressed,
+)
 from flatmin.geometry import Adaptive, Fisher, RandomSubset
 from flatmin.optimizer import Options, SharpnessAware
 from flatmin.policy import Bernoulli, EveryK, LargeGradient
@@ -237,20 +246,38 @@ class Method:
         """What it does, in a sentence: its own, or that of the function."""
         return self.sentence or (self.construct.__doc__ or "").split("\n")[0]
 
+    @cached_property
+    def hyperparameters(self) -> frozenset[str]:
+        """The names of its further hyperparameters, beside `rho` and `total_steps`."""
+        parameters = inspect.signature(self.construct).parameters
+        return frozenset(parameters) - {"base", "rho", "total_steps", "options"}
+
     def build(
         self,
         base: Optimizer,
         rho: float | None = None,
         *,
         total_steps: int,
+        seed: int = 0,
+        settings: Mapping[str, Any] | None = None,
         **options: Unpack[Options],
     ) -> SharpnessAware:
-        """Make `base` sharpness-aware, with the default radius unless `rho` is given."""
+        """Make `base` sharpness-aware.
+
+        Args:
+            base: the base optimizer.
+            rho: radius; the method's default unless given.
+            total_steps: of the whole training, for methods that are `adaptive`.
+            seed: for methods that throw coins.
+            settings: further hyperparameters by name, some of `hyperparameters`.
+            options: those of `SharpnessAware`.
+        """
+        given: dict[str, Any] = {"rho": self.rho if rho is None else rho}
         if self.adaptive:
-            return self.construct(
-                base, total_steps=total_steps, rho=self.rho if rho is None else rho, **options
-            )
-        return self.construct(base, rho=self.rho if rho is None else rho, **options)
+            given["total_steps"] = total_steps
+        if "seed" in self.hyperparameters:
+            given["seed"] = seed
+        return self.construct(base, **{**given, **(settings or {})}, **options)
 
 
 def _base_alone(base: Optimizer, rho: float = 0.0, **options: Unpack[Options]) -> SharpnessAware:
@@ -262,9 +289,15 @@ def _ae(direction: Direction, summary: str) -> Build:
     """A composition that no paper has: the adaptive policy over any direction."""
 
     def construct(
-        base: Optimizer, total_steps: int, rho: float = 0.05, **options: Unpack[Options]
+        base: Optimizer,
+        total_steps: int,
+        rho: float = 0.05,
+        lambda1: float = -1.0,
+        lambda2: float = 1.0,
+        delta: float = 0.9,
+        **options: Unpack[Options],
     ) -> SharpnessAware:
-        policy = LargeGradient(total_steps)
+        policy = LargeGradient(total_steps, lambda1, lambda2, delta)
         return SharpnessAware(base, rho, direction=direction, policy=policy, **options)
 
     construct.__doc__ = summary
@@ -274,11 +307,27 @@ def _ae(direction: Direction, summary: str) -> Build:
 def _look(direction: Direction, summary: str) -> Build:
     """A composition that no paper has: reuse between every fifth step over any direction."""
 
-    def construct(base: Optimizer, rho: float = 0.05, **options: Unpack[Options]) -> SharpnessAware:
-        policy, descent = EveryK(), Reuse()
+    def construct(
+        base: Optimizer,
+        rho: float = 0.05,
+        k: int = 5,
+        alpha: float = 0.7,
+        **options: Unpack[Options],
+    ) -> SharpnessAware:
+        policy, descent = EveryK(k), Reuse(alpha)
         return SharpnessAware(
             base, rho, direction=direction, policy=policy, descent=descent, **options
         )
+
+    construct.__doc__ = summary
+    return construct
+
+
+def _climbing(direction: Direction, summary: str) -> Build:
+    """SAM along another direction, as Li et al. 2024 take it apart."""
+
+    def construct(base: Optimizer, rho: float = 0.05, **options: Unpack[Options]) -> SharpnessAware:
+        return SharpnessAware(base, rho, direction=direction, **options)
 
     construct.__doc__ = summary
     return construct
@@ -346,6 +395,27 @@ _ROWS = (
         "Look-F-SAM",
         0.05,
         _look(Friendly(), "Friendly SAM every fifth step, and its look reused between."),
+    ),
+    Method(
+        "sam-db",
+        "SAM-db",
+        0.05,
+        _climbing(OtherBatch(), "SAM that climbs the gradient of another batch."),
+        auxiliary=True,
+    ),
+    Method(
+        "sam-full",
+        "SAM-full",
+        0.05,
+        _climbing(FullComponent(), "SAM that climbs along the full gradient alone."),
+        auxiliary=True,
+    ),
+    Method(
+        "sam-noise",
+        "SAM-noise",
+        0.05,
+        _climbing(NoiseComponent(), "SAM that climbs what the batch adds to the full gradient."),
+        auxiliary=True,
     ),
 )
 
