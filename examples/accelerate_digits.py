@@ -15,7 +15,7 @@ import argparse
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from plain import accuracy, digits, loader_of, network, optimizer_of
+from plain import METHODS, accuracy, digits, loader_of, network, optimizer_of
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -52,7 +52,7 @@ def train(method: str, epochs: int, micro_batches: int = 1) -> nn.Module:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--method", default="agnostic-sam", choices=list(flatmin.methods.table))
+    parser.add_argument("--method", default="agnostic-sam", choices=METHODS)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--micro-batches", type=int, default=1)
     args = parser.parse_args()

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from plain import accuracy, digits, loader_of, network, optimizer_of
+from plain import METHODS, accuracy, digits, loader_of, network, optimizer_of
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -125,7 +125,7 @@ def train(args: argparse.Namespace) -> tuple[nn.Module, AveragedModel]:
 
 def arguments(argv: Iterable[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--method", default="agnostic-sam", choices=list(flatmin.methods.table))
+    parser.add_argument("--method", default="agnostic-sam", choices=METHODS)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--grad-accum-steps", type=int, default=1)

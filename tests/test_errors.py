@@ -288,7 +288,7 @@ def test_an_auxiliary_closure_that_is_missing_is_asked_for(method: str, base: st
     trainer.calls.clear()
     closure, _ = trainer.closures()
     message = refused(trainer, ValueError, lambda: trainer.optimizer.step(closure))
-    assert "Agnostic" in message
+    assert type(trainer.optimizer.direction).__name__ in message
     assert "step(closure, aux_closure)" in message
     assert "flatmin.paired" in message
     assert not trainer.calls

@@ -6,6 +6,7 @@ import importlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from flatmin.integrations import before_descent
 lightning = pytest.importorskip("lightning.pytorch", reason="Lightning is not installed")
 
 from lightning.pytorch.plugins.precision import MixedPrecision  # noqa: E402 - it may be absent
+from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy  # noqa: E402
 from lightning.pytorch.utilities.exceptions import MisconfigurationException  # noqa: E402
 
 from flatmin.integrations.lightning import SharpnessAwareModule  # noqa: E402
@@ -382,6 +384,33 @@ def test_accumulation_by_lightning_is_refused_with_the_way_to_go():
     with pytest.raises(MisconfigurationException, match="set micro_batches = 4 on your Digits"):
         fit(module, accumulate_grad_batches=4)
     assert same_bits(module.net, small())
+
+
+def test_an_engine_that_steps_by_itself_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(SingleDeviceStrategy, "handles_gradient_accumulation", True)  # DeepSpeed's
+    with pytest.raises(MisconfigurationException, match="SingleDeviceStrategy steps inside its ow"):
+        fit(Digits())
+
+
+def test_fsdp1_is_refused():
+    module = Digits()
+    module._trainer = SimpleNamespace(
+        strategy=FSDPStrategy(), accumulate_grad_batches=1, train_dataloader=None
+    )
+    with pytest.raises(MisconfigurationException, match="FSDPStrategy swaps the storage"):
+        module._refuse(module.made)
+
+
+def test_processes_that_would_draw_the_same_pairs_are_refused():
+    module = Digits("agnostic-sam", paired=True)
+    module._trainer = SimpleNamespace(
+        strategy=SingleDeviceStrategy(),
+        accumulate_grad_batches=1,
+        world_size=2,
+        train_dataloader=module.train_dataloader(),
+    )
+    with pytest.raises(MisconfigurationException, match="would draw the same batches"):
+        module._refuse(module.made)
 
 
 def test_esam_is_refused():

@@ -6,7 +6,6 @@ Run by `torchrun`, this file is what each of the two processes does.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from datetime import timedelta
 from functools import partial
@@ -20,6 +19,7 @@ from tables import IMAGES, LABELS
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torchrun import launched, read
 
 import flatmin
 
@@ -175,19 +175,11 @@ def work(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def ranks(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     for name in TRAINERS:
         pytest.importorskip(name, reason=f"{name} is not installed")
-    folder = tmp_path_factory.mktemp("ranks")
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*launch, "--nproc-per-node", "2", __file__, str(folder)],
-        cwd=folder, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+    folder = launched(request, Path(__file__).name, 2)
+    return [torch.load(path) for path in read(folder, ["0.pt", "1.pt"])]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -475,6 +476,20 @@ def test_the_fraction_has_a_range(fraction: float, tmp_path: Path):
 def test_the_source_of_auxiliary_batches_is_one_of_two(tmp_path: Path):
     with pytest.raises(ValueError, match="auxiliary must be one of 'drawn', 'split'"):
         trainer_of(tmp_path, options={"auxiliary": "paired"})
+
+
+@pytest.mark.parametrize("engine", ["DEEPSPEED", "FSDP", "MEGATRON_LM", "XLA"])
+def test_engines_that_own_the_gradients_are_refused(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = SimpleNamespace(distributed_type=SimpleNamespace(value=engine))
+    monkeypatch.setattr(
+        Trainer,
+        "create_accelerator_and_postprocess",
+        lambda self: setattr(self, "accelerator", made),
+    )
+    with pytest.raises(ValueError, match=f"with {engine}, gradients or weights belong to an eng"):
+        trainer_of(tmp_path)
 
 
 def test_an_optimizer_of_another_kind_is_refused(tmp_path: Path):

@@ -13,7 +13,7 @@ from reference import bases, methods, network
 from torch.nn.functional import cross_entropy
 
 import flatmin
-from flatmin import descent, direction, geometry, policy
+from flatmin import descent, geometry, policy
 from flatmin.random import uniform
 
 if TYPE_CHECKING:
@@ -79,6 +79,9 @@ NAMED = {
     "ae-agnostic-sam-previous": methods.ae_agnostic_sam_previous,
     "look-agnostic-sam": methods.look_agnostic_sam,
     "look-friendly-sam": methods.look_friendly_sam,
+    "sam-db": methods.other_batch,
+    "sam-full": methods.full_component,
+    "sam-noise": methods.noise_component,
 }
 
 ROWS = {name: named(name, reference) for name, reference in NAMED.items()} | {
@@ -123,13 +126,6 @@ ROWS = {name: named(name, reference) for name, reference in NAMED.items()} | {
         partial(flatmin.FriendlySAM, variant="released"), methods.friendly_sam_released
     ),
     # Parts that have no name of their own.
-    "other batch": parts(methods.other_batch, direction=direction.OtherBatch(), auxiliary=True),
-    "full component": parts(
-        methods.full_component, direction=direction.FullComponent(), auxiliary=True
-    ),
-    "noise component": parts(
-        methods.noise_component, direction=direction.NoiseComponent(), auxiliary=True
-    ),
     "lookbehind in the adaptive metric": parts(
         partial(methods.lookbehind_sam, metric=methods.asam_metric),
         geometry=geometry.Adaptive(),

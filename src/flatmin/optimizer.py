@@ -48,9 +48,8 @@ class SharpnessAware(Wrapper):
     """Any base optimizer, made to step with a gradient from the neighbourhood of the weights.
 
     A method is a choice of parts: **direction** (where do we look?), **geometry** (in which
-    metric?),
-    **policy** (at which steps?), **selection** (at which samples?) and **descent** (what do we keep
-    of what we saw?). The named methods (`flatmin.SAM`, …) are such choices.
+    metric?), **policy** (at which steps?), **selection** (at which samples?) and **descent** (what
+    do we keep of what we saw?). The named methods (`flatmin.SAM`, …) are such choices.
 
     It is a `torch.optim.Optimizer` whose `param_groups` and `state` are the base optimizer's own,
     so that schedulers, checkpoints and parameter groups reach both at once. `rho` stands in the
@@ -60,7 +59,11 @@ class SharpnessAware(Wrapper):
         base: any `torch.optim` optimizer, built on the parameters to train.
         rho: radius of the perturbation, at least 0, for groups that bring no `rho` of their own;
             default 0.05. Where every radius is 0, a step is the base optimizer's own, bit for bit.
-        direction, geometry, policy, descent, selection: the parts; SAM's by default.
+        direction: the parts, of which this is the first; SAM's by default.
+        geometry: see `flatmin.geometry`.
+        policy: see `flatmin.policy`.
+        descent: see `flatmin.descent`.
+        selection: see `flatmin.selection`.
         model: the model that the closures evaluate. With it, running statistics (BatchNorm) move in
             the first primary pass alone, a batch seen again is seen through the same dropout
             masks, and `cost.samples` counts.

@@ -38,7 +38,7 @@ def paired(loader: DataLoader[Any], fraction: float = 0.25, *, seed: int = 0) ->
 
     Raises:
         TypeError: `loader` is not a `DataLoader`, or its data set is iterable and cannot be
-        sampled.
+            sampled.
         ValueError: `fraction` is out of range, or the loader's sampler is of an unknown kind.
 
     Example:

@@ -1,1 +1,1 @@
-"""What two processes do: scripts that `tests/test_distributed.py` launches by torchrun."""
+"""What several processes do: scripts that `tests/test_distributed.py` launches by torchrun."""

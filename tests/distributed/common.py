@@ -1,6 +1,6 @@
 """What the scripts of this folder share. `tests/test_distributed.py` launches them by torchrun.
 
-A script runs on every rank and writes what it found to `rank<r>.json`; the tests judge it.
+A script runs on every rank and writes what it found to `<script>-<rank>.json`; the tests judge it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -230,17 +230,21 @@ class Findings(dict[str, Any]):
             self[key] = {"error": traceback.format_exc()}
 
 
-def main(scenarios: Callable[[Findings, Path], None]) -> None:
-    """Join the others, run the scenarios, write what they found."""
+Scenarios = Callable[[Findings, Path], None]
+
+
+def main(scripts: Mapping[str, Scenarios]) -> None:
+    """Join the others, run the scenarios of each script, write down what they found."""
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     dist.init_process_group("gloo", timeout=timedelta(seconds=30))
     rank = dist.get_rank()
-    found = Findings()
-    try:
-        scenarios(found, folder)
-    finally:
-        (folder / f"rank{rank}.json").write_text(json.dumps(found))
+    for name, scenarios in scripts.items():
+        found = Findings()
+        try:
+            scenarios(found, folder)
+        finally:
+            (folder / f"{name}-{rank}.json").write_text(json.dumps(found))
     dist.barrier()
     sys.stdout.flush()
     os._exit(0)  # after a collective has failed, threads of its process group may never end

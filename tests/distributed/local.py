@@ -21,7 +21,6 @@ from distributed.common import (
     deviation,
     flat,
     main,
-    ranks_agree,
     small,
 )
 
@@ -41,20 +40,18 @@ def local(method: str, wrapping: str = "ddp", **options: Any) -> Worker:
 # --- the ranks afterwards
 
 
-def equal_ranks(method: str, wrapping: str) -> dict[str, Any]:
+def equal_ranks(method: str, wrapping: str, *, listen: bool) -> dict[str, Any]:
+    """What each rank has after each step and, if one listens, the reductions in its passes."""
     worker = local(method, wrapping)
-    apart = []
+    said = Talk(worker) if listen else None
+    steps, talk = [], []
     for _ in range(STEPS):
         worker.step()
-        for name, value in (
-            ("weights", flat(worker.params).numpy().tobytes()),
-            ("buffers", {k: x.numpy().tobytes() for k, x in worker.buffers().items()}),
-            ("numbers", worker.numbers()),
-        ):
-            if not ranks_agree(value):
-                apart.append(f"{name} after step {worker.steps}")
-    cost = worker.optimizer.cost
-    return {"apart": apart, "steps": cost.steps, "perturbed": cost.perturbed}
+        steps.append(worker.bits())
+        if said:
+            talk.append(said.reductions)
+            said.reductions = []
+    return {"steps": steps, "talk": talk, "perturbed": worker.optimizer.cost.perturbed}
 
 
 def globally(method: str) -> float:
@@ -91,18 +88,6 @@ class Talk:
             yield
         names = {e.key for e in events.key_averages()}
         self.collectives.append(sorted(n for n in names if "gloo:" in n or "c10d::" in n))
-
-
-def talk(method: str) -> list[list[int]]:
-    """Reductions in each pass of each step."""
-    worker = local(method)
-    said = Talk(worker)
-    found = []
-    for _ in range(STEPS):
-        said.reductions.clear()
-        worker.step()
-        found.append(list(said.reductions))
-    return found
 
 
 def with_statistics(dtype: torch.dtype) -> nn.Module:
@@ -292,18 +277,18 @@ def by_passes(method: str, ascent: str) -> dict[str, Any]:
                         loss.mean().backward()
                 turn.done(loss)
         worker.steps += 1
-    same = expected.bits() == worker.bits()
-    return {"same": same, "silent": sum(silent), "agree": ranks_agree(worker.bits())}
+    bits = worker.bits()
+    return {"same": expected.bits() == bits, "silent": sum(silent), "bits": bits}
 
 
 def scenarios(found: Findings, folder: Path) -> None:
     for method in METHODS:
-        found.note(f"equal, {method}, ddp with views", equal_ranks, method, "ddp with views")
-        found.note(f"talk, {method}", talk, method)
+        views = "ddp with views"
+        found.note(f"equal, {method}, {views}", equal_ranks, method, views, listen=True)
+    for method in (*SOME, "esam"):
         found.note(f"passes, {method}, local", by_passes, method, "local")
     for method in SOME:
-        for wrapping in ("ddp", "ddp with a static graph"):
-            found.note(f"equal, {method}, {wrapping}", equal_ranks, method, wrapping)
+        found.note(f"equal, {method}, ddp", equal_ranks, method, "ddp", listen=False)
         found.note(f"passes, {method}, global", by_passes, method, "global")
         found.note(f"globally, {method}", globally, method)
     for method in BY_HAND:
@@ -314,4 +299,4 @@ def scenarios(found: Findings, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(scenarios)
+    main({"local": scenarios})

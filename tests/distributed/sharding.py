@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -274,21 +275,18 @@ LAYOUTS: dict[str, Wrap] = {
 }
 
 
+FOUR: dict[str, Wrap] = {
+    "two by two": two_dimensional(2, 2),
+    "two replicas of two shards": hybrid(2, 2),
+}
+"""Layouts for four processes."""
+
+
 def scenarios(found: Findings, folder: Path) -> None:
-    if dist.get_world_size() == 4:
-        for name, wrap in {
-            "two by two": two_dimensional(2, 2),
-            "two replicas of two shards": hybrid(2, 2),
-        }.items():
-            found.note(f"placements, {name}", placements, wrap)
-            found.note(f"norms, {name}", norms, wrap)
-            for method in SOME[:3]:
-                found.note(f"{name}, {method}", equal, method, wrap)
-        return
     for name, wrap in LAYOUTS.items():
         found.note(f"placements, {name}", placements, wrap)
         found.note(f"norms, {name}", norms, wrap)
-        for method in METHODS if name == "tensor parallel" else SOME:
+        for method in METHODS if name == "tensor parallel" else SOME[:4]:
             found.note(f"{name}, {method}", equal, method, wrap)
         found.note(f"{name}, without the model", equal, "gsam", wrap, know_model=False)
         found.note(f"{name}, clipped", equal, "sam", wrap, max_norm=0.05)
@@ -296,5 +294,13 @@ def scenarios(found: Findings, folder: Path) -> None:
     found.note("on one rank", wholly_on_one_rank)
 
 
+def four(found: Findings, folder: Path) -> None:
+    for name, wrap in FOUR.items():
+        found.note(f"placements, {name}", placements, wrap)
+        found.note(f"norms, {name}", norms, wrap)
+        for method in SOME[:3]:
+            found.note(f"{name}, {method}", equal, method, wrap)
+
+
 if __name__ == "__main__":
-    main(scenarios)
+    main({"four": four} if os.environ["WORLD_SIZE"] == "4" else {"sharding": scenarios})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -16,11 +17,12 @@ from tables import METHODS
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.functional import cross_entropy
 
-import flatmin
-from distributed.common import Findings, Worker, full, main, ranks_agree, sharded, small
+import flatmin.distributed
+from distributed.common import SOME, Findings, Worker, full, main, ranks_agree, sharded, small
 from flatmin import amp
 
 WRAPPINGS = ("ddp", "fsdp")
@@ -181,37 +183,24 @@ def again(store: Any, scenario: str) -> None:
     dist.barrier()
 
 
-def empty_esam() -> dict[str, Any]:
-    """Nothing can be chosen from an empty batch; the step is dropped, as with other methods."""
-    worker = Worker("esam", "ddp", build=small).run(2)
-    before = snapshot(worker)
-    empty_batch(worker)
-    raised = None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            worker.step()
-        except Exception as error:
-            raised = f"{type(error).__name__}: {error}"
-    return {"raised": raised, "unmoved": unmoved(worker, before), "counts": counts(worker)}
-
-
 def failing(
     method: str,
     wrapping: str,
     at: int,
     *,
     after_backward: bool = False,
-    leaves: bool = False,
+    hangs: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """Rank 1 breaks down in pass `at` of the third step and waits, or leaves the others alone."""
+    """Rank 1 breaks down in pass `at` of the third step; or it hangs, longer than others wait."""
     worker = Worker(method, wrapping, build=small, **options).run(2)
     before, cost = snapshot(worker), worker.optimizer.cost
     dist.barrier()
 
     def break_down(batch: str, call: int) -> None:
         if RANK == 1 and call == at:
+            if hangs:
+                time.sleep(PATIENCE + 3 * flatmin.distributed.PATIENCE.total_seconds())
             raise Broken("the data of this rank are gone")
 
     if after_backward:
@@ -225,8 +214,6 @@ def failing(
         raised = {"type": type(error).__name__, "message": str(error)}
     else:
         raised = None
-    if leaves and RANK == 1:
-        dist.destroy_process_group()
     return {
         "raised": raised,
         "seconds": time.monotonic() - begin,
@@ -251,8 +238,9 @@ def failing_alike() -> dict[str, Any]:
         raised = {"type": type(error).__name__, "message": str(error)}
     still = unmoved(worker, before)
     worker.factor = lambda batch, call: 1.0
-    worker.run(1)
-    return {"raised": raised, "unmoved": still, "agree": ranks_agree(worker.bits())}
+    worker.run(2)
+    goes_on = all(map(torch.equal, worker.params, unspoiled("sam", "ddp")))
+    return {"raised": raised, "unmoved": still, "as if nothing had been": goes_on}
 
 
 def failing_once_more() -> dict[str, Any]:
@@ -299,24 +287,38 @@ def two_meshes() -> dict[str, Any]:
 # --- what is refused
 
 
-def refused(build: Callable[[], Any]) -> dict[str, str]:
+def refused(attempt: Callable[[], Any]) -> dict[str, str]:
     try:
-        build()
+        attempt()
     except Exception as error:
         return {"type": type(error).__name__, "message": str(error)}
     return {"type": "", "message": "nothing was raised"}
 
 
-def sharded_and_local(know_model: bool) -> Any:
-    model = sharded(small())
+def build(model: nn.Module, *, know_model: bool = True, **options: Any) -> flatmin.SharpnessAware:
     base = torch.optim.SGD(model.parameters(), lr=0.1)
-    return flatmin.SAM(base, model=model if know_model else None, ascent="local")
+    return flatmin.SAM(base, model=model if know_model else None, **options)
+
+
+def fsdp1(**options: bool) -> nn.Module:
+    return FullyShardedDataParallel(small(), device_id=torch.device("cpu"), **options)
+
+
+REFUSED: dict[str, Callable[[], Any]] = {
+    "local, sharded": lambda: build(sharded(small()), ascent="local"),
+    "local, sharded, unknown": lambda: build(sharded(small()), know_model=False, ascent="local"),
+    "local, static graph": lambda: Worker("sam", "ddp with a static graph", ascent="local"),
+    "FSDP1": lambda: build(fsdp1()),
+    "FSDP1, unknown": lambda: build(fsdp1(), know_model=False),
+    "FSDP1, its own parameters": lambda: build(fsdp1(use_orig_params=True), know_model=False),
+}
 
 
 def scenarios(found: Findings, folder: Path) -> None:
     for method in METHODS:
-        for wrapping in WRAPPINGS if method != "esam" else ():
+        for wrapping in WRAPPINGS if method in SOME else ("ddp",):
             found.note(f"empty, {method}, {wrapping}", spoiled, method, wrapping, empty_batch)
+    for method in SOME:
         for call in range(passes_of(method)):
             key = f"inf, {method}, pass {call}"
             found.note(key, spoiled, method, "ddp", inf_at(call))
@@ -329,9 +331,10 @@ def scenarios(found: Findings, folder: Path) -> None:
         for wrapping, ascent in (("ddp", "global"), ("fsdp", "global"), ("ddp", "local")):
             key = f"overflow, {wrapping}, {ascent}, pass {call}"
             found.note(key, overflow_on_one_rank, wrapping, ascent, call)
-    for know in (True, False):
-        found.note(f"sharded and local, {know}", refused, lambda: sharded_and_local(know))
+    for key, attempt in REFUSED.items():
+        found.note(f"refused, {key}", refused, attempt)
 
+    flatmin.distributed.PATIENCE = timedelta(seconds=0.5)
     store = dist.distributed_c10d._get_default_store()
     for i, (key, scenario) in enumerate(FAILURES.items()):
         again(store, str(i))
@@ -339,14 +342,16 @@ def scenarios(found: Findings, folder: Path) -> None:
     again(store, "end")
 
 
-RANK = 0
+RANK = int(os.environ.get("RANK", "0"))
+"""Known also where there is no process group any more."""
+
 FAILURES: dict[str, Callable[[], Any]] = {
     "failing alike": failing_alike,
     "failing once more": failing_once_more,
     "two meshes": two_meshes,
-    "empty, esam": empty_esam,
     "failing, ddp, first pass": lambda: failing("sam", "ddp", 0),
-    "failing, ddp, second pass, and leaving": lambda: failing("sam", "ddp", 1, leaves=True),
+    "failing, ddp, second pass": lambda: failing("sam", "ddp", 1),
+    "hanging": lambda: failing("sam", "ddp", 1, hangs=True),
     "failing, ddp, last backward": lambda: failing("sam", "ddp", 1, after_backward=True),
     "failing, local": lambda: failing("agnostic-sam", "ddp", 1, ascent="local"),
     "failing, fsdp, second pass": lambda: failing("sam", "fsdp", 1),
@@ -354,11 +359,5 @@ FAILURES: dict[str, Callable[[], Any]] = {
 }
 
 
-def all_scenarios(found: Findings, folder: Path) -> None:
-    global RANK  # the rank is asked for where there is no process group any more
-    RANK = rank()
-    scenarios(found, folder)
-
-
 if __name__ == "__main__":
-    main(all_scenarios)
+    main({"trouble": scenarios})

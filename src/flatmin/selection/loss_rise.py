@@ -47,8 +47,9 @@ class LossRise(Selection):
     def choose(self, at: Probe, eps: Vector) -> Looks[Tensor | None]:
         before = at.losses
         assert before is not None  # the optimizer has seen to it
-        kept = max(1, int(self.gamma * len(before)))
-        if kept == len(before):
+        if self.gamma == 1.0:
             return None
+        # Also where all samples are kept, or there are none: other ranks may be running this pass.
         after = yield from at.losses_at(eps)
+        kept = min(len(before), max(1, int(self.gamma * len(before))))
         return (after - before).topk(kept).indices.sort().values

@@ -1,0 +1,17 @@
+"""All that two processes do, in one launch: most of a launch is importing torch."""
+
+from __future__ import annotations
+
+from distributed import checkpoint, equality, local, sharding, trouble
+from distributed.common import main
+
+SCRIPTS = {
+    "equality": equality.scenarios,
+    "local": local.scenarios,
+    "sharding": sharding.scenarios,
+    "checkpoint": checkpoint.scenarios,
+    "trouble": trouble.scenarios,  # the last: it breaks process groups
+}
+
+if __name__ == "__main__":
+    main(SCRIPTS)
