@@ -1,0 +1,139 @@
+"""The pieces that a recipe is written with; `flatmin.studies.recipes` puts them together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from flatmin.training.errors import InputError, unknown
+
+Scale = Literal["full", "small", "smoke"]
+
+scales: tuple[Scale, ...] = ("full", "small", "smoke")
+"""As printed; real data within 90 minutes on two cores; under a minute."""
+
+Changes = dict[str, Any]
+"""Some fields of `Training` by name; `factor` multiplies the radius, and what a part named in
+`needs` is told stands under the name of that part."""
+
+Position = Mapping[str, str]
+"""A label on every axis."""
+
+
+def _keys(content: object) -> list[str]:
+    return list(map(str, cast("dict[Any, Any]", content))) if isinstance(content, dict) else []
+
+
+def _texts(value: Any) -> Any:
+    return [value] if isinstance(value, str | int | float) else value
+
+
+def labelled(axis: Any) -> Any:
+    """The values of an axis by label; a list of scalars labels itself."""
+    if isinstance(axis, list):
+        return {str(value): None for value in cast("list[object]", axis)}
+    return axis
+
+
+class Strict(BaseModel):
+    """Refuses unknown keys with an offer of the nearest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, content: object) -> object:
+        for key in _keys(content):
+            if key not in cls.model_fields:
+                raise unknown("key", key, cls.model_fields)
+        return content
+
+
+class Exceptional(Strict):
+    """What some methods do differently at some positions.
+
+    Fields:
+        at: labels by axis; elsewhere the exception does not hold. Empty: everywhere.
+        methods: labels of the methods it is about; None for all.
+        set: the changes.
+    """
+
+    at: dict[str, Annotated[tuple[str, ...], BeforeValidator(_texts)]] = {}
+    methods: tuple[str, ...] | None = None
+    set: Changes
+
+    def holds(self, position: Position, method: str) -> bool:
+        here = all(position[axis] in labels for axis, labels in self.at.items())
+        return here and (self.methods is None or method in self.methods)
+
+
+class Printed(BaseModel):
+    """A number of the paper.
+
+    Fields:
+        method: label of the method.
+        at: labels by axis; an axis with one value may be left out.
+        measure: what the number is; None for the recipe's first measure.
+        mean, sd: as printed, in the units of the paper; sd is None where there is none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    at: dict[str, str] = {}
+    measure: str | None = None
+    mean: float
+    sd: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _positioned(cls, content: Any) -> Any:
+        """Keys that are no fields are axes."""
+        if not isinstance(content, dict):
+            return content
+        given = cast("dict[str, Any]", content)
+        axes = {name: str(label) for name, label in given.items() if name not in cls.model_fields}
+        own = {name: value for name, value in given.items() if name not in axes}
+        return {**own, "at": {**given.get("at", {}), **axes}}
+
+
+class Tune(Strict):
+    """What is chosen on held-out images, for each method and setting, with equal budgets.
+
+    Fields:
+        rho: radii to try, or
+        factors: the same in units of each method's radius.
+        seeds: runs of each candidate.
+    """
+
+    rho: tuple[float, ...] = ()
+    factors: tuple[float, ...] = ()
+    seeds: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> Tune:
+        if bool(self.rho) == bool(self.factors):
+            raise InputError("takes either rho or factors: give a list of numbers to one of them")
+        return self
+
+
+class AtScale(Strict):
+    """What a scale changes.
+
+    Fields:
+        says: what is smaller, for people to read; empty for nothing.
+        fields: changes for all runs.
+        grid: by axis the labels that stay, or label -> changes; a label of its own is a new value.
+        methods: the same for methods.
+        seeds, tune, exceptions: in place of the recipe's.
+    """
+
+    says: str = ""
+    fields: Changes = {}
+    grid: dict[str, tuple[str, ...] | dict[str, Changes]] = {}
+    methods: tuple[str, ...] | dict[str, Changes] | None = None
+    seeds: int | None = Field(None, ge=1)
+    tune: Tune | Literal["off"] | None = None
+    exceptions: tuple[Exceptional, ...] | None = None
