@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from flatmin.cost import Cost
-from flatmin.studies import compare
+from flatmin.studies import compare, source
 from flatmin.studies.compare import Comparison, Outcome
-from flatmin.studies.store import Curves, Row, Store
-from flatmin.studies.workers import Failed
+from flatmin.studies.contenders import key_of
+from flatmin.studies.owners import Owner
+from flatmin.studies.places import Place
+from flatmin.studies.rows import Curves, Row
 from flatmin.training import Training, load
 
 RATIOS = {"sgd": 1.0, "sam": 2.0, "agnostic-sam": 2.5, "agnostic-sam-previous": 2.0}
@@ -39,7 +41,7 @@ def row(training: Training, accuracy: float, trouble: str | None = None) -> Row:
     share = (ratio > 1) * 100.0
     epochs = range(1, training.epochs + 1)
     return Row(
-        key=compare.key_of(training),
+        key=key_of(training),
         training=asdict(training),
         accuracy=accuracy,
         curves=Curves(
@@ -56,7 +58,7 @@ def row(training: Training, accuracy: float, trouble: str | None = None) -> Row:
         seconds_per_epoch=0.5,
         trouble=trouble,
         threads=1,
-        versions=compare.versions(),
+        versions=source.versions(),
     )
 
 
@@ -66,14 +68,18 @@ def outcome(
     *,
     held_out: Mapping[str, Mapping[float, float]] | None = None,
     troubles: Mapping[tuple[str, int], str] | None = None,
-    failures: Sequence[Failed] = (),
+    failures: Mapping[tuple[str, int], str] | None = None,
     **changed: Any,
 ) -> Outcome:
-    """An outcome with these accuracies by method and seed; None is a run that is missing."""
+    """An outcome with these accuracies by method and seed; None is a run that is missing.
+
+    `troubles` and `failures` say why, by method and seed.
+    """
     seeds = max(len(values) for values in accuracies.values())
     asked = comparison(methods=tuple(accuracies), seeds=seeds, **changed)
     data = load(asked.data)
-    store = Store.open(folder, compare.identity(asked, data))
+    found = compare.begin(asked, data, Place.new(folder))
+    store = found.store
     for method, by_rho in (held_out or {}).items():
         for training in asked.tuning(method):
             assert training.rho is not None
@@ -82,4 +88,10 @@ def outcome(
         for training, value in zip(asked.evaluation(method, store.rows), values, strict=True):
             if value is not None:
                 store.add(row(training, value, (troubles or {}).get((method, training.seed))))
-    return Outcome(asked, data, store, tuple(failures))
+            reason = (failures or {}).get((method, training.seed))
+            if reason is not None:
+                claim = store.claim(training, Owner.here())
+                assert claim is not None
+                claim.fail(reason, "")
+    store.refresh()
+    return found

@@ -15,6 +15,12 @@ from comparisons import comparison
 
 from flatmin import methods
 from flatmin.cli import default_folder, main
+from flatmin.studies import trainer
+from flatmin.studies.places import Place
+from flatmin.studies.rows import Row
+from flatmin.studies.store import Store
+from flatmin.training import Training
+from flatmin.training.loop import Watch
 
 QUICK = ["compare", "--limit", "300", "--epochs", "2", "--batch", "64", "--seeds", "2"]
 QUICK += ["--workers", "1"]
@@ -22,6 +28,13 @@ QUICK += ["--workers", "1"]
 
 def results(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text())
+
+
+def rows(folder: Path) -> list[Row]:
+    """What is kept in `folder` by now."""
+    if not (folder / "study.db").exists():
+        return []
+    return list(Store.join(Place(folder), allow_mixed=True).rows.values())
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -73,19 +86,19 @@ def test_a_comparison_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_an_interrupt_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path: Path):
     command = ["compare", "--limit", "400", "--epochs", "12", "--methods", "sgd,sam"]
-    command += ["--seeds", "6", "--out", str(tmp_path)]
+    command += ["--seeds", "6", "--out", str(tmp_path), "--allow-mixed"]
     process = start(*command)
     try:
         deadline = time.monotonic() + 120
-        while not (tmp_path / "results.json").exists():
+        while not rows(tmp_path):
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
-            time.sleep(0.02)
+            time.sleep(0.1)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the workers too
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    kept = results(tmp_path)["runs"]
+    kept = rows(tmp_path)
     assert process.returncode == 130
     assert out == ""
     assert err.splitlines()[-1] == (
@@ -101,7 +114,7 @@ def test_an_interrupt_keeps_what_is_finished_and_the_same_command_goes_on(tmp_pa
     assert main(command) == 0
     whole = results(tmp_path)["runs"]
     assert len(whole) == 12
-    assert whole[: len(kept)] == kept  # with their times: not run again
+    assert whole[: len(kept)] == [json.loads(row.model_dump_json()) for row in kept]  # with times
 
 
 def test_every_configuration_has_a_default_folder_of_its_own():
@@ -123,23 +136,25 @@ def test_a_run_that_diverges_is_shown_as_such(tmp_path: Path, capsys: pytest.Cap
 def test_a_run_that_fails_is_named_and_the_others_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    from flatmin.studies import workers
-
-    inner = workers.execute
-
-    def execute(*given: Any) -> Any:
-        for event in inner(*given):
-            if isinstance(event, workers.Finished) and event.training.seed == 1:
-                yield workers.Failed(event.training, "its worker died (killed by SIGKILL)")
-            else:
-                yield event
-
-    monkeypatch.setattr(workers, "execute", execute)
-    assert main([*QUICK, "--methods", "sgd,sam", "--out", str(tmp_path)]) == 1
+    monkeypatch.setattr(trainer, "Trainer", Unlucky)
+    command = [*QUICK, "--methods", "sgd,sam", "--out", str(tmp_path)]
+    assert main(command) == 1
     said = capsys.readouterr()
-    assert "failed: SAM ρ 0.05 seed 1: its worker died (killed by SIGKILL)" in said.err
-    assert "Missing: SGD, seed 1: its worker died" in said.out
+    assert "failed: SAM ρ 0.05 seed 1: RuntimeError: out of luck" in said.err
+    assert "Missing: SGD, seed 1: RuntimeError: out of luck" in said.out
     assert {run["training"]["seed"] for run in results(tmp_path)["runs"]} == {0}
+    monkeypatch.undo()
+    assert main(command) == 0  # it is tried again
+    assert len(results(tmp_path)["runs"]) == 4
+
+
+class Unlucky(trainer.Trainer):
+    """Fails with every seed but the first."""
+
+    def do(self, training: Training, watch: Watch) -> Row:
+        if training.seed:
+            raise RuntimeError("out of luck")
+        return super().do(training, watch)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +206,7 @@ def test_a_mistake_is_one_line_and_status_2(
         ("compare --lr fast", "--lr: 'fast' is no number"),
         ("compare --tune lr", "invalid choice 'lr'"),
         ("compare --epoch 3", "--epochs"),
-        ("compete", "compare, methods"),
+        ("compete", "compare"),
     ],
 )
 def test_a_flag_that_cannot_be_read_is_told_without_a_traceback(

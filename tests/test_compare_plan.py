@@ -1,13 +1,15 @@
 """Which runs a comparison consists of: an equal budget, seeds apart, nothing twice."""
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 from comparisons import comparison, row
 
-from flatmin.studies.compare import Comparison, key_of, tuning_factors
-from flatmin.studies.store import Row
+from flatmin.studies.compare import Comparison, tuning_factors
+from flatmin.studies.contenders import key_of
+from flatmin.studies.rows import Row
 from flatmin.training import InputError, Training
 
 TUNED = {"methods": ("sgd", "sam", "asam", "agnostic-sam"), "tune": "rho", "tuning_seeds": 3}
@@ -101,8 +103,8 @@ def test_one_given_radius_is_every_methods():
 
 
 def test_a_key_changes_with_everything_that_determines_a_run():
-    training = Training("digits", "mlp", "sam")
-    others = {
+    training = Training("digits", "mlp", "agnostic-sam", schedule="step", milestones=(0.5,))
+    others: dict[str, Any] = {
         "data": "mnist",
         "model": "cnn",
         "method": "asam",
@@ -118,11 +120,28 @@ def test_a_key_changes_with_everything_that_determines_a_run():
         "fraction": 0.5,
         "augment": True,
         "holdout": 0.1,
+        "options": (("beta", 0.5),),
+        "base": "adam",
+        "schedule": "cosine",
+        "milestones": (0.6,),
+        "gamma": 0.2,
+        "warmup": 1.0,
+        "label_smoothing": 0.1,
+        "cutout": 2,
+        "max_norm": 1.0,
+        "precision": "bfloat16",
+        "width": 0.5,
+        "pretrained": "hub",
+        "size": 16,
+        "examine": ("cifar10-c:gaussian-noise:3",),
+        "observe": ("gradient-norms",),
     }
-    assert set(others) == set(vars(training))
-    keys = {key_of(training), *(key_of(replace(training, **{k: v})) for k, v in others.items())}
+    assert set(others) == {field.name for field in fields(Training)}
+    changes = [{name: value} for name, value in others.items() if name != "schedule"]
+    changes.append({"schedule": "cosine", "milestones": ()})
+    keys = {key_of(training), *(key_of(replace(training, **change)) for change in changes)}
     assert len(keys) == len(others) + 1
-    assert key_of(Training("digits", "mlp", "sam")) == key_of(training)
+    assert key_of(replace(training)) == key_of(training)
 
 
 @pytest.mark.parametrize(

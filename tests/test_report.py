@@ -12,7 +12,8 @@ import pytest
 from comparisons import comparison, outcome
 
 from flatmin.cli import main
-from flatmin.studies import report
+from flatmin.studies.report import comparison as report
+from flatmin.studies.report import sheets
 from flatmin.studies.summary import summarise
 
 ACCURACIES = {
@@ -128,7 +129,7 @@ def test_the_command_in_the_report_asks_for_the_same_comparison(tuned: Path):
     "changed", [{}, {"augment": True}, {"limit": 500, "fraction": 0.5}, {"rho": (0.3,)}]
 )
 def test_every_setting_is_in_the_command(changed: dict[str, Any]):
-    words = report.command(comparison(**changed)).split()
+    words = sheets.command(comparison(**changed)).split()
     for name in ("data", "methods", "model", "noise", "epochs", "batch", "lr", "weight-decay"):
         assert f"--{name}" in words
     assert ("--no-augment" in words) != bool(changed.get("augment"))

@@ -1,39 +1,32 @@
-"""The command line: `flatmin compare`, `flatmin methods`.
+"""The command line: compare, run, worker, status, report, recipes, methods.
 
 A user's mistake ends with one line and status 2, an interrupt with one line and status 130.
-Everything beyond the standard library is imported where it is used, so that worker processes, which
-import this module again, start fast, and so that a missing extra is a line and no traceback.
+Everything beyond the standard library is imported where it is used, so that a missing extra is a
+line and no traceback.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+import importlib
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flatmin.studies.arguments import Compare
+    from flatmin.studies.arguments import Compare, Report, Run, Status, Worker
     from flatmin.studies.compare import Comparison
+    from flatmin.studies.store import Store
+    from flatmin.studies.trainer import Trainer
+    from flatmin.studies.worker import Plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     try:
-        import tyro
-
-        from flatmin.studies.arguments import Compare, Methods
-
-        chosen = tyro.extras.subcommand_cli_from_dict(
-            {"compare": Compare, "methods": Methods},
-            prog="flatmin",
-            description="Sharpness-aware minimization, compared honestly.",
-            args=arguments,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-        return _methods() if isinstance(chosen, Methods) else _compare(chosen)
+        return _obey(arguments)
     except ModuleNotFoundError as missing:
         package = (missing.name or "").partition(".")[0]
         if package in ("", "flatmin"):
@@ -43,40 +36,206 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _stop("interrupted", 130)
 
 
-def _compare(wanted: Compare) -> int:
-    from flatmin.studies import report, terminal
-    from flatmin.studies.compare import Job
-    from flatmin.studies.summary import summarise
+def _obey(arguments: Sequence[str] | None) -> int:
+    import tyro
+
+    from flatmin.studies.arguments import (
+        Compare,
+        Methods,
+        Recipes,
+        Report,
+        Run,
+        Status,
+        Worker,
+    )
     from flatmin.training.errors import InputError
 
+    commands: dict[Any, Any] = {
+        Compare: _compare,
+        Run: _run,
+        Worker: _worker,
+        Status: _status,
+        Report: _report,
+        Recipes: _recipes,
+        Methods: _methods,
+    }
+    chosen = tyro.extras.subcommand_cli_from_dict(
+        {command.__name__.lower(): command for command in commands},
+        prog="flatmin",
+        description="Sharpness-aware minimization, compared honestly.",
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
     try:
-        comparison = _comparison(wanted)
-        workers = os.cpu_count() or 1 if wanted.workers is None else wanted.workers
-        if workers < 1:
-            raise InputError(f"--workers {workers} is out of range: expected at least 1")
-        job = Job(comparison, wanted.out or default_folder(comparison))
+        return commands[type(chosen)](chosen)
     except InputError as mistake:
         return _stop(str(mistake))
-    try:
-        with terminal.Progress(job) as progress:
-            outcome = job.run(workers, progress)
-    except KeyboardInterrupt:
-        job.store.save()  # the interrupt may have come between a row and its file
-        return _stop(
-            f"interrupted: {job.done} of {comparison.total} runs are kept in {job.store.folder}; "
-            f"the same command continues",
-            130,
-        )
+
+
+def _compare(wanted: Compare) -> int:
+    importlib.import_module("plotly")  # of the report: better missed now than after the training
+
+    from flatmin.studies import compare, terminal
+    from flatmin.studies.places import Place
+    from flatmin.studies.report import comparison as report
+    from flatmin.studies.summary import summarise
+    from flatmin.studies.trainer import Trainer
+
+    comparison = _comparison(wanted)
+    workers = _workers(wanted.workers)
+    data = compare.images(comparison)
+    folder = wanted.out or default_folder(comparison)
+    place = Place.new(folder, wanted.storage)
+    outcome = compare.begin(comparison, data, place, allow_mixed=wanted.allow_mixed)
+    trainer = Trainer.at(place, tensorboard=wanted.tensorboard)
+    if not _train(outcome.store, comparison, comparison.data, trainer, workers):
+        return 130
     summary = summarise(outcome)
     if not summary.lines:
         return _stop("no run has finished: there is nothing to report", 1)
-    page = job.store.folder / "report.html"
+    outcome.store.export()
+    page = folder / "report.html"
     report.save(outcome, summary, page)
     if wanted.json:
         print(report.as_json(outcome, summary))
     else:
         terminal.show(outcome, summary, page)
     return 1 if outcome.failures else 0
+
+
+def _run(wanted: Run) -> int:
+    from flatmin.studies import archive, terminal
+    from flatmin.studies.places import Place
+    from flatmin.studies.recipes import Recipe
+    from flatmin.studies.store import Store
+    from flatmin.studies.trainer import Trainer, require
+
+    recipe = Recipe.find(wanted.recipe)
+    recipe.require()
+    plan = recipe.at(wanted.scale)
+    workers = _workers(wanted.workers)
+    require(plan.runs)
+    name = f"{recipe.name}-{plan.scale}"
+    place = Place.new(wanted.out or Path("runs") / name, wanted.storage, study=name)
+    identity, description = archive.identity(plan), archive.described(plan)
+    store = Store.open(place, identity, description, allow_mixed=wanted.allow_mixed)
+    if wanted.storage:
+        print(f"flatmin: others join by: flatmin worker '{place}'", file=sys.stderr)
+    trainer = Trainer.at(place, checkpoints=wanted.checkpoints, tensorboard=wanted.tensorboard)
+    if not _train(store, plan, archive.named(plan), trainer, workers):
+        return 130
+    terminal.beside(plan, store, store.export())
+    return 1 if store.failures else 0
+
+
+def _worker(wanted: Worker) -> int:
+    from flatmin.studies import archive, ranks
+    from flatmin.studies.places import Place
+    from flatmin.studies.store import Store
+    from flatmin.studies.trainer import Trainer
+    from flatmin.studies.worker import work
+
+    place = Place.of(wanted.run)
+    store = Store.join(place, allow_mixed=wanted.allow_mixed)
+    plan = archive.restored(store.plan)
+    trainer = Trainer.at(place, checkpoints=wanted.checkpoints, tensorboard=wanted.tensorboard)
+    if ranks.several():
+        ranks.together(trainer, lambda shared: work(store, plan, shared))
+        return 0
+    if not _train(store, plan, archive.named(plan), trainer, _workers(wanted.workers), retry=False):
+        return 130
+    print(f"{len(store.rows)} of {plan.total} runs are done in {place}")
+    return 1 if store.failures else 0
+
+
+def _train(
+    store: Store, plan: Plan, name: str, trainer: Trainer, workers: int, *, retry: bool = True
+) -> bool:
+    """Do what is missing; False, and a line, if the user interrupts it."""
+    from flatmin.studies import processes, terminal
+
+    if retry:
+        store.retry()
+    try:
+        with terminal.Progress(name, plan.total, store) as progress:
+            processes.run(store, plan, trainer, workers, progress)
+    except KeyboardInterrupt:
+        store.refresh()
+        _stop(
+            f"interrupted: {len(store.rows)} of {plan.total} runs are kept in {store.place}; "
+            f"the same command continues"
+        )
+        return False
+    return True
+
+
+def _workers(wanted: int | None) -> int:
+    from flatmin.studies import processes
+    from flatmin.training.errors import InputError
+
+    if wanted is not None and wanted < 1:
+        raise InputError(f"--workers {wanted} is out of range: expected at least 1")
+    return wanted or processes.usual()
+
+
+def _status(wanted: Status) -> int:
+    from rich.console import Console
+    from rich.live import Live
+
+    from flatmin.studies import archive, files, status
+    from flatmin.studies.places import Place
+    from flatmin.studies.store import Store
+
+    store = Store.join(Place.of(wanted.run), allow_mixed=True)
+    plan = archive.restored(store.plan)
+    now = status.Status.of(store, plan)
+    if wanted.json:
+        print(files.as_json(now.as_data()))
+        return 0
+    console = Console(highlight=False)
+    if not wanted.watch:
+        console.print(status.shown(now))
+        return 0
+    with Live(status.shown(now), console=console, auto_refresh=False) as live:
+        while not now.settled:
+            time.sleep(1)
+            store.refresh()
+            now = status.Status.of(store, plan)
+            live.update(status.shown(now), refresh=True)
+    return 0
+
+
+def _report(wanted: Report) -> int:
+    from flatmin.studies import files
+    from flatmin.studies.report import pages, plain, runs, sheets
+    from flatmin.training.errors import InputError
+
+    if not wanted.runs:
+        raise InputError("report takes the folder of a run, or several: for example runs/")
+    if wanted.markdown and wanted.csv:
+        raise InputError("give one of --markdown and --csv: a file has one format")
+    found = runs.records(wanted.runs)
+    if wanted.csv:
+        content = plain.table_of_runs(found)
+    elif wanted.markdown:
+        content = plain.markdown([sheets.sheet(record) for record in found])
+    else:
+        content = pages.report([sheets.sheet(record) for record in found])
+    if wanted.out is None and (wanted.csv or wanted.markdown):
+        sys.stdout.write(content)
+        return 0
+    path = wanted.out or runs.folder(wanted.runs) / "report.html"
+    files.writable(path.parent)
+    files.write(path, content)
+    print(path)
+    return 0
+
+
+def _recipes(_: object) -> int:
+    from flatmin.studies import recipes, terminal
+
+    terminal.recipes(recipes.listing())
+    return 0
 
 
 def _comparison(wanted: Compare) -> Comparison:
@@ -136,7 +295,7 @@ def _numbers(text: str) -> tuple[float, ...]:
         ) from None
 
 
-def _methods() -> int:
+def _methods(_: object) -> int:
     from rich.console import Console
     from rich.table import Table
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 
@@ -36,6 +36,9 @@ def _optional(value: object) -> bool:
 _N = PrimitiveConstructorSpec(1, "N", _whole, _optional, _words)
 _X = PrimitiveConstructorSpec(1, "X", _decimal, _optional, _words)
 _by_data = arg(help_behavior_hint="(default: by data set)")
+_by_machine = arg(help_behavior_hint="(default: one for each GPU or core)")
+_folder = arg(metavar="FOLDER|URL", help_behavior_hint="(default: in the run's folder)")
+_url = arg(metavar="URL", help_behavior_hint="(default: a file in the folder)")
 _switch = arg(help_behavior_hint="")
 
 
@@ -81,16 +84,104 @@ class Compare:
     """Size of an auxiliary batch over that of a primary one."""
     no_augment: Annotated[bool, _switch] = False
     """No random crops and flips; otherwise photographs get them."""
-    workers: Annotated[int | None, _N, arg(help_behavior_hint="(default: one for each core)")] = (
-        None
-    )
+    workers: Annotated[int | None, _N, _by_machine] = None
     """Processes that train at the same time, one thread each; the results do not depend on it."""
     out: Annotated[
         Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/<data>-<hash>)")
     ] = None
     """For report.html and results.json."""
+    storage: Annotated[str | None, _url] = None
+    """PostgreSQL database for the rows, where several machines work on them."""
+    allow_mixed: Annotated[bool, _switch] = False
+    """Go on with rows that other code has made."""
+    tensorboard: Annotated[bool, _switch] = False
+    """Write curves to watch while it trains, under tensorboard/ in the folder."""
     json: Annotated[bool, _switch] = False
     """Print the result as JSON on the standard output in place of the table."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Reproduce a table or figure: train what a recipe asks for, and set it beside the paper.
+
+    Interrupted, or killed, it keeps every finished run, and the same command goes on from there.
+    """
+
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
+    """A name that `flatmin recipes` lists, or a file."""
+    scale: Annotated[Literal["full", "small", "smoke"], arg(metavar="full|small|smoke")] = "full"
+    """As printed; on real data within 90 minutes of two cores; within a minute."""
+    out: Annotated[
+        Path | None,
+        arg(metavar="FOLDER", help_behavior_hint="(default: runs/<recipe>-<scale>)"),
+    ] = None
+    """For the rows, the checkpoints and the report."""
+    workers: Annotated[int | None, _N, _by_machine] = None
+    """Processes that train at the same time, one thread each; the results do not depend on it."""
+    storage: Annotated[str | None, _url] = None
+    """PostgreSQL database for the rows, where several machines work on them."""
+    checkpoints: Annotated[str | None, _folder] = None
+    """Where long runs are saved after each epoch; a URL that all machines reach, such as s3://…"""
+    allow_mixed: Annotated[bool, _switch] = False
+    """Go on with rows that other code has made."""
+    tensorboard: Annotated[bool, _switch] = False
+    """Write curves to watch while it trains, under tensorboard/ in the folder."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Join a run, from any machine, until all its cells are done.
+
+    Started by torchrun, its processes train each cell together.
+    """
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """Its folder, or URL#study as `flatmin run --storage` tells it."""
+    workers: Annotated[int | None, _N, _by_machine] = None
+    """Processes that train at the same time, one thread each; the results do not depend on it."""
+    checkpoints: Annotated[str | None, _folder] = None
+    """Where long runs are saved after each epoch: the same as for the others."""
+    allow_mixed: Annotated[bool, _switch] = False
+    """Join even if the rows there are made by other code."""
+    tensorboard: Annotated[bool, _switch] = False
+    """Write curves to watch while it trains, under tensorboard/ in the folder."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Tell how far a run is, and what its workers are at."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """Its folder, or URL#study as `flatmin run --storage` tells it."""
+    watch: Annotated[bool, _switch] = False
+    """Go on telling until it is done."""
+    json: Annotated[bool, _switch] = False
+    """As one line of JSON."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Set what runs have found beside the papers: tables, curves, filters, on one HTML page.
+
+    It takes what is finished by now, and says what is not.
+    """
+
+    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN …]")]
+    """Folders of `flatmin run` or `flatmin compare`, folders that hold such, or URL#study."""
+    out: Annotated[
+        Path | None,
+        arg(metavar="FILE", help_behavior_hint="(default: report.html in the folder given)"),
+    ] = None
+    """File to write."""
+    markdown: Annotated[bool, _switch] = False
+    """The tables as Markdown instead, on the standard output unless --out names a file."""
+    csv: Annotated[bool, _switch] = False
+    """One line for each training run instead, on the standard output unless --out names a file."""
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """List the recipes, and what each costs at each scale."""
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,9 @@ by asking it again.
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
 import math
-import platform
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -23,18 +17,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 import flatmin
 from flatmin import methods
-from flatmin.studies import store, workers
-from flatmin.studies.store import Curves, Row, Store
+from flatmin.studies import contenders
+from flatmin.studies.contenders import Contender
+from flatmin.studies.places import Place
+from flatmin.studies.rows import Row
+from flatmin.studies.store import Failed, Store
 from flatmin.training import models, noise
 from flatmin.training.data import ImageData, load
 from flatmin.training.errors import InputError, unknown
-from flatmin.training.loop import Epoch, Run, Training
+from flatmin.training.loop import Training
 
 tuning_factors = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """The grid of radii of each method, in units of its default radius."""
-
-holdout = 0.1
-"""Share of the training images, labels as given, on which a tuned radius is judged."""
 
 
 class Comparison(BaseModel):
@@ -116,65 +110,52 @@ class Comparison(BaseModel):
             return ()
         return self.rho or tuple(float(f"{default * factor:.4g}") for factor in tuning_factors)
 
+    def contender(self, method: str) -> Contender:
+        """The runs of `method`: a tuned radius is the best, of equals the smallest."""
+        grid = self.grid(method)
+        default = methods.find(method).rho
+        usual = (self.rho[0] if self.rho else default) if default else None
+        return Contender(
+            self._training(method, usual),
+            tuple(self._training(method, rho) for rho in sorted(grid)),
+            self.seeds,
+            self.tuning_seeds,
+        )
+
     def tuning(self, method: str) -> list[Training]:
         """The tuning runs of `method`."""
-        return [
-            self._training(method, rho, seed, holdout)
-            for seed in range(-1, -self.tuning_seeds - 1, -1)
-            for rho in self.grid(method)
-        ]
+        return self.contender(method).tuning
 
     def evaluation(self, method: str, rows: Mapping[str, Row]) -> list[Training]:
         """The runs of `method` that the table is made of, with the radius chosen from `rows`."""
-        rho = self.radius(method, rows)
-        return [self._training(method, rho, seed, 0.0) for seed in range(self.seeds)]
+        return self.contender(method).evaluation(rows)
 
     def radius(self, method: str, rows: Mapping[str, Row]) -> float | None:
-        """The radius of `method`: tuned, given, or its default; None where it has none.
-
-        A tuned radius has the best mean accuracy on held-out images; of equals, the smallest.
-        """
-        default = methods.find(method).rho
-        if not default:
-            return None
-        judged = self.judged(method, rows)
-        if judged:
-            return max(sorted(judged), key=lambda rho: judged[rho])
-        return self.rho[0] if self.rho else default
+        """The radius of `method`: tuned, given, or its default; None where it has none."""
+        return self.contender(method).chosen(rows).rho
 
     def judged(self, method: str, rows: Mapping[str, Row]) -> dict[float, float]:
         """Mean held-out accuracy in % of each radius whose tuning runs are all among `rows`."""
-        found: dict[float, list[float]] = {}
-        for training in self.tuning(method):
-            row = rows.get(key_of(training))
-            if row is not None and training.rho is not None:
-                found.setdefault(training.rho, []).append(row.accuracy)
-        complete = {
-            rho: values for rho, values in found.items() if len(values) == self.tuning_seeds
-        }
-        return {rho: sum(values) / len(values) for rho, values in complete.items()}
+        judged = self.contender(method).judged(rows)
+        return {training.rho or 0.0: accuracy for training, accuracy in judged.items()}
 
     def plan(self, rows: Mapping[str, Row], given_up: frozenset[str]) -> Iterator[Training]:
         """The runs known by now, in the order to do them: tuning first, then seed by seed."""
-        settled = rows.keys() | given_up
-        ready: list[str] = []
-        for method in self.methods:
-            tuning = self.tuning(method)
-            yield from tuning
-            if all(key_of(training) in settled for training in tuning):
-                ready.append(method)
-        by_method = [self.evaluation(method, rows) for method in ready]
-        for same_seed in zip(*by_method, strict=True):
-            yield from same_seed
+        return contenders.plan([self.contender(name) for name in self.methods], rows, given_up)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """As a database keeps it; `flatmin.studies.plans.restored` reads it."""
+        return {"kind": "comparison", "content": self.model_dump(mode="json")}
 
     @property
     def total(self) -> int:
         """How many runs there are in all."""
         return sum(len(self.tuning(method)) + self.seeds for method in self.methods)
 
-    def _training(self, method: str, rho: float | None, seed: int, held: float) -> Training:
+    def _training(self, method: str, rho: float | None) -> Training:
         shared = self.model_dump(exclude={"methods", "rho", "tune", "tuning_seeds", "seeds"})
-        return Training(**shared, method=method, rho=rho, seed=seed, holdout=held)
+        return Training(**shared, method=method, rho=rho)
 
 
 @dataclass(frozen=True)
@@ -185,57 +166,36 @@ class Outcome:
         comparison: what was asked for.
         data: the images.
         store: where the rows are.
-        failures: why a run is missing, for each that is.
     """
 
     comparison: Comparison
     data: ImageData
     store: Store
-    failures: tuple[workers.Failed, ...]
-
-
-Watch = Callable[[workers.Event], None]
-
-
-class Job:
-    """A comparison, its images and the folder that keeps its rows.
-
-    Raises InputError before anything is trained: data that is missing or does not fit, a folder
-    that cannot be written or belongs to another configuration.
-    """
-
-    def __init__(self, comparison: Comparison, out: Path) -> None:
-        self.comparison = comparison
-        self.data = load(comparison.data, limit=comparison.limit)
-        _try(comparison, self.data)
-        self.store = Store.open(out, identity(comparison, self.data))
-        self.failures: list[workers.Failed] = []
-        self._given: set[str] = set()
 
     @property
-    def done(self) -> int:
-        """Runs finished, those of earlier times included."""
-        return len(self.store.rows)
+    def failures(self) -> tuple[Failed, ...]:
+        """Why a run is missing, for each that is."""
+        return tuple(self.store.failures.values())
 
-    def run(self, workers_count: int, watch: Watch) -> Outcome:
-        """Train what is missing in `workers_count` processes; `watch` hears of every event."""
-        with closing(workers.execute(self._next, self.data, workers_count)) as events:
-            for event in events:
-                if isinstance(event, workers.Finished):
-                    self.store.add(row_of(event.run))
-                elif isinstance(event, workers.Failed):
-                    self.failures.append(event)
-                watch(event)
-        return Outcome(self.comparison, self.data, self.store, tuple(self.failures))
 
-    def _next(self) -> Training | None:
-        given_up = frozenset(key_of(failure.training) for failure in self.failures)
-        for training in self.comparison.plan(self.store.rows, given_up):
-            key = key_of(training)
-            if key not in self.store.rows and key not in self._given:
-                self._given.add(key)
-                return training
-        return None
+def images(comparison: Comparison) -> ImageData:
+    """What it is about. Raises InputError where they are missing, or something does not fit."""
+    data = load(comparison.data, limit=comparison.limit)
+    _try(comparison, data)
+    return data
+
+
+def begin(
+    comparison: Comparison, data: ImageData, place: Place, *, allow_mixed: bool = False
+) -> Outcome:
+    """A comparison with the rows that its place has by now.
+
+    Raises InputError where the place cannot be written or belongs to another configuration.
+    """
+    store = Store.open(
+        place, identity(comparison, data), comparison.description, allow_mixed=allow_mixed
+    )
+    return Outcome(comparison, data, store)
 
 
 def identity(comparison: Comparison, data: ImageData) -> dict[str, Any]:
@@ -246,43 +206,6 @@ def identity(comparison: Comparison, data: ImageData) -> dict[str, Any]:
         "flatmin": flatmin.__version__,
         "torch": torch.__version__,
     }
-
-
-def versions() -> dict[str, str]:
-    """Of the software that a result depends on."""
-    return {
-        "flatmin": flatmin.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-@functools.cache
-def key_of(training: Training) -> str:
-    """The hash of everything that determines a run, 16 hexadecimal digits."""
-    text = json.dumps(asdict(training), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def row_of(run: Run) -> Row:
-    """A run as it is stored."""
-    columns = {
-        name: [getattr(epoch, name) for epoch in run.epochs] for name in Epoch.__dataclass_fields__
-    }
-    return Row(
-        key=key_of(run.training),
-        training=asdict(run.training),
-        accuracy=run.accuracy,
-        curves=Curves(**store.finite(columns)),
-        cost=asdict(run.cost),
-        ratio=store.finite(run.cost.ratio),
-        share=store.finite(run.cost.share),
-        radius=store.finite(run.cost.radius),
-        seconds_per_epoch=run.seconds_per_epoch,
-        trouble=run.trouble,
-        threads=run.threads,
-        versions=versions(),
-    )
 
 
 def _require(fits: bool, name: str, value: object, expected: str) -> None:
@@ -297,7 +220,7 @@ def _try(comparison: Comparison, data: ImageData) -> None:
         comparison.model, channels=data.channels, size=data.size, classes=len(data.classes)
     )
     count = len(data.train_labels)
-    smallest = round(count * (1 - holdout)) if comparison.tune else count
+    smallest = round(count * (1 - contenders.holdout)) if comparison.tune else count
     if comparison.batch > smallest:
         raise InputError(
             f"--batch {comparison.batch} is more than the {smallest} images to train on: give a "

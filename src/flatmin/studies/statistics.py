@@ -12,7 +12,7 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation (nan for one value) of `n` values."""
+    """Mean (nan for no value) and sample standard deviation (nan for one) of `n` values."""
 
     mean: float
     sd: float
@@ -21,7 +21,8 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-        return cls(float(np.mean(values)), sd, len(values))
+        mean = float(np.mean(values)) if values else math.nan
+        return cls(mean, sd, len(values))
 
 
 @dataclass(frozen=True)

@@ -1,192 +1,325 @@
-"""The folder of a study: `results.json`, written whole after each run, never half."""
+"""The rows of a run and who works on which of them, in an Optuna study.
+
+A cell, one training run, is addressed by the hash of everything that determines it. Whoever wants
+to do it adds a trial that bears this key and looks at what is there by then: of several trials with
+one key that have not failed, the one with the lowest number counts, and the others withdraw. The
+database numbers trials one after the other, so two can never believe to be first: no lock, no
+coordinator, and each cell finishes once. A trial whose owner is dead is marked as failed by whoever
+notices; its key is then free, and an owner that was only slow finds that it has lost it.
+"""
 
 from __future__ import annotations
 
 import json
-import math
-import os
-import tempfile
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from optuna.storages import BaseStorage, get_storage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from pydantic import ValidationError
 
+from flatmin.studies import database, source
+from flatmin.studies.contenders import key_of
+from flatmin.studies.database import Lost
+from flatmin.studies.files import as_json, finite, write
+from flatmin.studies.owners import Owner
+from flatmin.studies.places import Place
+from flatmin.studies.rows import Row
 from flatmin.training.errors import InputError
+from flatmin.training.loop import Training
+
+attempts = 5
+"""How often a cell may take its worker with it, without getting any further, until given up."""
 
 
-class Curves(BaseModel):
-    """One number per epoch; None where it was not finite. See `flatmin.training.Epoch`."""
-
-    model_config = ConfigDict(frozen=True)
-
-    loss: list[float | None]
-    train_accuracy: list[float]
-    accuracy: list[float]
-    passes: list[float]
-    seconds: list[float]
-
-
-class Row(BaseModel):
-    """One finished run.
+@dataclass(frozen=True)
+class Failed:
+    """A cell that has no row: it raised, or its worker died with it again and again.
 
     Fields:
-        key: hash of `training`.
-        training: everything that determined the run, as in `flatmin.training.Training`.
-        accuracy: in % after the last epoch, on the test images or on the held-out ones.
-        curves: epoch by epoch.
-        cost: the optimizer's counts.
-        ratio: gradient cost in passes over the primary batches.
-        share: perturbed steps in %.
-        radius: mean ‖ε‖ over the perturbed steps; None if there were none.
-        seconds_per_epoch: of training, evaluation left out.
-        trouble: why the number should not be taken at face value; None if nothing is wrong.
-        threads: of torch in the process that trained.
-        versions: of the software that trained.
+        training: the cell.
+        reason: in one line.
+        details: a traceback, or empty.
     """
 
-    model_config = ConfigDict(frozen=True)
+    training: Training
+    reason: str
+    details: str = ""
 
+
+@dataclass(frozen=True)
+class Pulse:
+    """What the owner of a cell last said; `count` rises with every sign of life.
+
+    Fields:
+        epoch: that it has ended, from 1; 0 at the start.
+        seconds: since it was taken up.
+        loss, accuracy: of that epoch; None before the first.
+    """
+
+    count: int = 0
+    epoch: int = 0
+    seconds: float = 0.0
+    loss: float | None = None
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Running:
+    """A cell that somebody works on."""
+
+    number: int
     key: str
-    training: dict[str, Any]
-    accuracy: float
-    curves: Curves
-    cost: dict[str, int | float]
-    ratio: float | None
-    share: float | None
-    radius: float | None
-    seconds_per_epoch: float
-    trouble: str | None
-    threads: int
-    versions: dict[str, str]
+    fields: Mapping[str, Any]
+    owner: Owner
+    pulse: Pulse
 
-    @property
-    def method(self) -> str:
-        return self.training["method"]
-
-    @property
-    def rho(self) -> float | None:
-        return self.training["rho"]
-
-    @property
-    def seed(self) -> int:
-        return self.training["seed"]
+    @cached_property
+    def training(self) -> Training:
+        return Training.of(self.fields)
 
 
 class Store:
-    """The rows of one study, in memory and in `<folder>/results.json`."""
+    """The rows of one run, in memory and in its database.
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], rows: dict[str, Row]) -> None:
-        self.folder = folder
-        self.identity = dict(identity)
-        self.rows = rows
+    Fields:
+        place: where the database is.
+        identity: what must agree for rows to stand in one table.
+        rows: by key, as of the last `refresh`.
+        running: the cells at work, by trial number.
+        failures: the cells given up, by key.
+    """
+
+    def __init__(self, place: Place, storage: BaseStorage, study: int) -> None:
+        self.place = place
+        self.rows: dict[str, Row] = {}
+        self.running: dict[int, Running] = {}
+        self.failures: dict[str, Failed] = {}
+        self._storage = storage
+        self._study = study
+        self._read: set[int] = set()
+        self._last = -1
+        self._numbers: dict[str, int] = {}
+        self._deaths: dict[str, tuple[int, int]] = {}
+        self._attributes = storage.get_study_user_attrs(study)
+        self.identity: dict[str, Any] = self._attributes["identity"]
 
     @classmethod
-    def open(cls, folder: Path, identity: Mapping[str, Any]) -> Store:
-        """The store in `folder`, made if need be; with its rows if it has the same `identity`.
+    def open(
+        cls,
+        place: Place | Path,
+        identity: Mapping[str, Any],
+        plan: Mapping[str, Any] | None = None,
+        *,
+        allow_mixed: bool = False,
+    ) -> Store:
+        """The store at `place`, made if need be; with its rows if it has the same `identity`.
 
-        Raises InputError if the folder cannot be written, holds results that cannot be read, or
-        belongs to another identity; the message names the keys that differ.
+        `plan` is what a worker elsewhere needs to know which cells there are. Raises InputError if
+        the database cannot be written, is none of ours, of another version of it, of another
+        identity (the message names the keys that differ) or, unless `allow_mixed`, of other code.
         """
-        _writable(folder)
-        store = cls(folder, identity, {})
-        if store.path.exists():
-            found = _read(store.path)
-            _same(store.identity, found["identity"], folder)
+        place = place if isinstance(place, Place) else Place.new(place)
+        ours = json.loads(as_json(identity))
+        content = {
+            "schema": database.schema,
+            "identity": ours,
+            "plan": None if plan is None else json.loads(json.dumps(plan)),
+            "source": {"digest": source.digest(), "commit": source.commit()},
+            "retried": -1,
+        }
+        with database.told(place):
+            if place.file is not None:
+                database.prepare_file(place.file, content)
+            else:
+                database.prepare_server(place, content)
+        store = cls.join(place, allow_mixed=allow_mixed)
+        database.same(ours, store.identity, place)
+        return store
+
+    @classmethod
+    def join(cls, place: Place, *, allow_mixed: bool = False) -> Store:
+        """The store that is at `place`. Raises InputError as `open` does."""
+        with database.told(place):
+            if place.file is not None:
+                database.inspect(place.file)
+            made = database.backend(place)
             try:
-                store.rows = {row["key"]: Row.model_validate(row) for row in found["runs"]}
-            except (ValidationError, KeyError, TypeError):
-                raise _unreadable(store.path) from None
+                store = cls(place, get_storage(made), database.study_at(made, place, allow_mixed))
+            except BaseException:
+                made.engine.dispose()
+                raise
+            weakref.finalize(store, made.engine.dispose)
+        store.refresh()
         return store
 
     @property
-    def path(self) -> Path:
-        return self.folder / "results.json"
+    def folder(self) -> Path:
+        """For what is written beside the database."""
+        if self.place.folder is None:
+            raise InputError(f"{self.place} has no folder here: give one by --out")
+        return self.place.folder
+
+    @property
+    def plan(self) -> Any:
+        """As given to `open`."""
+        return self._attributes["plan"]
+
+    def refresh(self) -> None:
+        """Learn what has happened since the last time."""
+        with database.told(self.place), database.reading():
+            trials = self._storage.get_all_trials(self._study, deepcopy=False)
+        self.running = {}
+        late = False
+        for trial in trials:
+            if trial.number in self._read:
+                continue
+            if trial.state == TrialState.RUNNING:
+                self.running[trial.number] = _running(trial)
+            else:
+                late |= trial.number < self._last
+                self._last = max(self._last, trial.number)
+                self._read.add(trial.number)
+                self._settle(trial)
+        if late:  # rows stand in the order in which they were begun, whoever reads them when
+            self.rows = dict(sorted(self.rows.items(), key=lambda item: self._numbers[item[0]]))
+
+    def claim(self, training: Training, owner: Owner) -> Claim | None:
+        """Take up a cell; None if somebody else has it, or has had it."""
+        key = key_of(training)
+        taken = {"key": key, "training": asdict(training), "owner": asdict(owner)}
+        template = create_trial(state=TrialState.RUNNING, user_attrs={"cell": taken})
+        with database.told(self.place):
+            self._storage.create_new_trial(self._study, template)
+        self.refresh()
+        same = [it for it in self.running.values() if it.key == key]
+        ours = [it.number for it in same if it.owner == owner]
+        if not ours:  # held to be dead before it began
+            return None
+        claim = Claim(self, max(ours), training)
+        if key not in self.rows and claim.number == min(it.number for it in same):
+            return claim
+        claim.withdraw()
+        del self.running[claim.number]
+        return None
 
     def add(self, row: Row) -> None:
-        """Keep a row, on the disk too when this returns."""
-        self.rows[row.key] = row
-        self.save()
+        """Keep a row that comes from elsewhere, on the disk too when this returns."""
+        claim = self.claim(Training.of(row.training), Owner.here())
+        if claim is not None:
+            claim.finish(row)
+            self.refresh()
 
-    def save(self, **more: Any) -> None:
-        """Write everything; `more` goes beside the identity and the rows."""
+    def release(self, running: Running, reason: str) -> None:
+        """Give up on the owner of a cell, so that another one may take it."""
+        with suppress(Lost):
+            self.end(running.number, "died", reason)
+
+    def retry(self) -> None:
+        """Let the cells that have been given up so far be tried again."""
+        with database.told(self.place):
+            self._storage.set_study_user_attr(self._study, "retried", self._last)
+        self._attributes["retried"] = self._last
+        self.failures.clear()
+        self._deaths.clear()
+
+    def end(self, number: int, how: str, reason: str = "", details: str = "") -> None:
+        """Mark a trial as failed; raises Lost if it has ended already."""
+        with database.told(self.place), database.unless_lost():
+            trial = self._trial(number)
+            ended = {"how": how, "reason": reason, "details": details}
+            self._storage.set_trial_user_attr(trial, "ended", ended)
+            self._storage.set_trial_state_values(trial, TrialState.FAIL)
+
+    def say(self, number: int, pulse: Pulse) -> None:
+        """Show a sign of life; raises Lost if the cell belongs to somebody else by now."""
+        with database.told(self.place), database.unless_lost():
+            trial = self._trial(number)
+            self._storage.set_trial_user_attr(trial, "pulse", finite(asdict(pulse)))
+            if pulse.accuracy is not None:
+                self._storage.set_trial_intermediate_value(trial, pulse.epoch, pulse.accuracy)
+
+    def keep(self, number: int, row: Row) -> None:
+        """Finish a trial by its row; raises Lost if the cell belongs to somebody else by now."""
+        with database.told(self.place), database.unless_lost():
+            trial = self._trial(number)
+            self._storage.set_trial_user_attr(trial, "row", row.model_dump())
+            self._storage.set_trial_state_values(trial, TrialState.COMPLETE, [row.accuracy])
+
+    def export(self, **more: Any) -> Path:
+        """Write everything to `results.json`; `more` goes beside identity, plan and rows."""
         runs = [row.model_dump() for row in self.rows.values()]
-        write(self.path, as_json({"identity": self.identity, **more, "runs": runs}))
+        path = self.folder / "results.json"
+        about = {"identity": self.identity, "plan": self.plan}
+        write(path, as_json({**about, **more, "runs": runs}))
+        return path
+
+    def _trial(self, number: int) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self._study, number)
+
+    def _settle(self, trial: FrozenTrial) -> None:
+        """Make of a finished trial a row, or a failure if the cell is not to be tried again."""
+        cell = trial.user_attrs["cell"]
+        key = cell["key"]
+        if trial.state == TrialState.COMPLETE:
+            try:
+                self.rows[key] = Row.model_validate(trial.user_attrs["row"])
+            except (ValidationError, KeyError):
+                raise database.foreign(self.place) from None
+            self._numbers[key] = trial.number
+            self.failures.pop(key, None)
+            return
+        ended = trial.user_attrs.get("ended", _unsaid)
+        if ended["how"] == "withdrawn" or trial.number <= self._attributes["retried"]:
+            return
+        deaths, best = self._deaths.get(key, (0, -1))
+        epoch = _pulse(trial).epoch
+        deaths = deaths + 1 if epoch <= best else 1
+        self._deaths[key] = deaths, max(best, epoch)
+        if ended["how"] == "raised" or deaths >= attempts:
+            training = Training.of(cell["training"])
+            self.failures[key] = Failed(training, ended["reason"], ended["details"])
 
 
-def as_json(content: Any) -> str:
-    """JSON for any reader: a number that is not finite becomes null."""
-    return json.dumps(finite(content), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+@dataclass(frozen=True)
+class Claim:
+    """A cell that this process has taken up."""
+
+    store: Store
+    number: int
+    training: Training
+
+    def say(self, pulse: Pulse) -> None:
+        """Show a sign of life."""
+        self.store.say(self.number, pulse)
+
+    def finish(self, row: Row) -> None:
+        """Keep its row."""
+        self.store.keep(self.number, row)
+
+    def fail(self, reason: str, details: str) -> None:
+        """Give it up: it raised, and would again."""
+        self.store.end(self.number, "raised", reason, details)
+
+    def withdraw(self) -> None:
+        """Leave it to somebody else."""
+        self.store.end(self.number, "withdrawn")
 
 
-def finite(content: Any) -> Any:
-    """A copy of nested dicts, lists and tuples with None for every number that is not finite."""
-    if isinstance(content, float):
-        return content if math.isfinite(content) else None
-    if isinstance(content, Mapping):
-        items = cast("Mapping[Any, Any]", content).items()
-        return {key: finite(value) for key, value in items}
-    if isinstance(content, list | tuple):
-        return [finite(value) for value in cast("Sequence[Any]", content)]
-    return content
+_unsaid = {"how": "died", "reason": "ended by another program", "details": ""}
 
 
-def write(path: Path, text: str) -> None:
-    """Replace the file at `path` by `text`; whoever reads it finds it whole, even after a crash."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)  # mkstemp keeps the file from everyone else
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {folder} ({error.strerror}): give another folder by --out"
-        ) from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {"identity": dict(found["identity"]), "runs": list(found["runs"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise _unreadable(path) from None
-
-
-def _unreadable(path: Path) -> InputError:
-    return InputError(
-        f"{path} is not a results file of flatmin compare: remove it, or give another --out"
+def _running(trial: FrozenTrial) -> Running:
+    cell = trial.user_attrs["cell"]
+    return Running(
+        trial.number, cell["key"], cell["training"], Owner(**cell["owner"]), _pulse(trial)
     )
 
 
-def _same(wanted: Mapping[str, Any], found: Mapping[str, Any], folder: Path) -> None:
-    ours, theirs = finite(wanted), found
-    differing = [
-        f"{key} {shown(theirs.get(key))} there, {shown(ours.get(key))} here"
-        for key in dict.fromkeys([*ours, *theirs])
-        if ours.get(key) != theirs.get(key)
-    ]
-    if differing:
-        raise InputError(
-            f"{folder} holds the results of another configuration ({'; '.join(differing)}): "
-            f"give another --out, or remove that folder"
-        )
-
-
-def shown(value: Any) -> str:
-    """A setting as it is typed: several values are separated by commas."""
-    if isinstance(value, list | tuple):
-        return ",".join(map(str, cast("Sequence[object]", value)))
-    return str(value)
+def _pulse(trial: FrozenTrial) -> Pulse:
+    return Pulse(**trial.user_attrs.get("pulse", {}))

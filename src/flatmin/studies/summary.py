@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flatmin import methods
-from flatmin.studies import text
-from flatmin.studies.compare import Comparison, Outcome, key_of
+from flatmin.studies import measures, text
+from flatmin.studies.compare import Comparison, Outcome
+from flatmin.studies.contenders import Contender, key_of
+from flatmin.studies.rows import Row
 from flatmin.studies.statistics import Difference, Spread, at_cost, paired
-from flatmin.studies.store import Row
+from flatmin.studies.store import Failed
+from flatmin.training import Training
 
 
 @dataclass(frozen=True)
@@ -19,36 +22,48 @@ class Line:
 
     Fields:
         method, title: its name on the command line and in print.
+        asked: number of runs that were asked for.
+        rows: the evaluation runs that have finished, by seed.
         rho: radius it was evaluated with; None where it has none.
         edge: the tuned radius is the smallest or largest tried: a better one may lie outside.
-        rows: the evaluation runs, by seed.
-        accuracy: after the last epoch.
-        difference: to the first method; None for the first.
+        tuned: what else tuning has chosen, by name.
+        judged: mean held-out accuracy in % by radius, the best of each; empty if none was tuned.
+        measure: what methods are ranked by, a name that `flatmin.studies.measures` knows.
+        value: by that measure.
+        difference: to the first method, by that measure; None for the first.
         at_equal_cost: accuracy at the largest gradient cost that every run has reached.
-        train_accuracy: mean % of the training labels as given, in the last epoch.
-        ratio: mean gradient cost a step, in gradients of a primary batch.
-        share: mean % of steps perturbed.
-        radius: mean ‖ε‖ of the perturbed steps; nan if there were none.
-        seconds: mean of the seconds an epoch took.
     """
 
     method: str
     title: str
+    asked: int
+    rows: Mapping[int, Row]
     rho: float | None
     edge: bool
-    rows: Mapping[int, Row]
-    accuracy: Spread
+    tuned: Mapping[str, float | str | int]
+    judged: Mapping[float, float]
+    measure: str
+    value: Spread
     difference: Difference | None
     at_equal_cost: Spread
-    train_accuracy: float
-    ratio: float
-    share: float
-    radius: float
-    seconds: float
 
     @property
     def by_seed(self) -> dict[int, float]:
-        return {seed: row.accuracy for seed, row in self.rows.items()}
+        """What was measured, seed by seed."""
+        return _by_seed(self.rows, self.measure)
+
+    def mean(self, measure: str) -> float:
+        """Over the runs, by any measure; nan where none has it."""
+        return self.spread(measure).mean
+
+    def spread(self, measure: str) -> Spread:
+        """Of the runs, by any measure."""
+        return Spread.of(list(_by_seed(self.rows, measure).values()))
+
+    @property
+    def ratio(self) -> float:
+        """Mean gradient cost a step, in gradients of a primary batch."""
+        return self.mean("ratio")
 
     @property
     def troubles(self) -> list[str]:
@@ -75,11 +90,11 @@ class Summary:
     @property
     def repeated(self) -> bool:
         """Whether every method has at least two runs, without which nothing can be told."""
-        return all(line.accuracy.n > 1 for line in self.lines)
+        return all(line.value.n > 1 for line in self.lines)
 
     @property
     def best(self) -> Line:
-        return max(self.lines, key=lambda line: line.accuracy.mean)
+        return self._ranked[0]
 
     @property
     def rivals(self) -> list[Line]:
@@ -95,7 +110,7 @@ class Summary:
 
     @property
     def _ranked(self) -> list[Line]:
-        return sorted(self.lines, key=lambda line: -line.accuracy.mean)
+        return sorted(self.lines, key=lambda line: -_finite(line.value.mean))
 
 
 @dataclass(frozen=True)
@@ -116,26 +131,45 @@ def lead(line: Line, over: Line) -> Difference:
 
 def summarise(outcome: Outcome) -> Summary:
     """The table of the rows that an outcome has; without lines if it has none."""
-    comparison, rows = outcome.comparison, outcome.store.rows
-    found = {method: _rows(comparison, method, rows) for method in comparison.methods}
-    found = {method: by_seed for method, by_seed in found.items() if by_seed}
-    every = [row for by_seed in found.values() for row in by_seed.values()]
-    common = min((row.curves.passes[-1] for row in every), default=math.nan)
-    first = found.get(comparison.methods[0])
-    lines = tuple(
-        _line(comparison, method, by_seed, first, common, rows) for method, by_seed in found.items()
-    )
+    comparison = outcome.comparison
+    return of_comparison(comparison, outcome.store.rows, outcome.failures)
+
+
+def of_comparison(
+    comparison: Comparison, rows: Mapping[str, Row], failures: Sequence[Failed] = ()
+) -> Summary:
+    """The table of a comparison, from `rows`."""
     missing = tuple(
         f"{_named(failure.training.method)}, seed {failure.training.seed}: {failure.reason}"
-        for failure in outcome.failures
+        for failure in failures
     )
-    return Summary(lines, _named(comparison.methods[0]), common, missing)
+    contenders = {_named(name): comparison.contender(name) for name in comparison.methods}
+    return of_contenders(contenders, rows, missing=missing)
+
+
+def of_contenders(
+    contenders: Mapping[str, Contender],
+    rows: Mapping[str, Row],
+    measure: str = "accuracy",
+    missing: tuple[str, ...] = (),
+) -> Summary:
+    """The table of methods, by their titles, that are ranked by `measure`."""
+    found = {title: _finished(contender, rows) for title, contender in contenders.items()}
+    found = {title: by_seed for title, by_seed in found.items() if by_seed}
+    every = [row for by_seed in found.values() for row in by_seed.values()]
+    common = min((row.curves.passes[-1] for row in every), default=math.nan)
+    first = next(iter(contenders))
+    lines = tuple(
+        _line(title, contenders[title], by_seed, found.get(first), measure, common, rows)
+        for title, by_seed in found.items()
+    )
+    return Summary(lines, first, common, missing)
 
 
 def verdict(summary: Summary) -> Verdict:
     """Who generalises better, by how much, and how sure that is."""
     best, rivals, beaten = summary.best, summary.rivals, summary.beaten
-    seeds = best.accuracy.n
+    seeds = best.value.n
     if len(summary.lines) == 1:
         return Verdict(
             f"{best.title} reaches {_mean(best)}", "There is no other method to compare it with."
@@ -143,7 +177,7 @@ def verdict(summary: Summary) -> Verdict:
     if not summary.repeated:
         return Verdict(
             f"Too few runs to tell: {best.title} has the highest accuracy, {_mean(best)}",
-            "One run of a method cannot tell a better method from a lucky seed: give --seeds 5.",
+            "One run of a method cannot tell a better method from a lucky seed.",
         )
     if not rivals:
         return Verdict(
@@ -183,58 +217,79 @@ def remarks(comparison: Comparison, summary: Summary) -> list[str]:
     return found
 
 
-def _rows(comparison: Comparison, method: str, rows: Mapping[str, Row]) -> dict[int, Row]:
-    keys = {t.seed: key_of(t) for t in comparison.evaluation(method, rows)}
+def _finished(contender: Contender, rows: Mapping[str, Row]) -> dict[int, Row]:
+    keys = {training.seed: key_of(training) for training in contender.evaluation(rows)}
     return {seed: rows[key] for seed, key in keys.items() if key in rows}
 
 
+def _by_seed(rows: Mapping[int, Row], measure: str) -> dict[int, float]:
+    values = {seed: measures.value(row, measure) for seed, row in rows.items()}
+    return {seed: value for seed, value in values.items() if value is not None}
+
+
 def _line(
-    comparison: Comparison,
-    method: str,
+    title: str,
+    contender: Contender,
     by_seed: Mapping[int, Row],
     first: Mapping[int, Row] | None,
+    measure: str,
     common: float,
     rows: Mapping[str, Row],
 ) -> Line:
-    runs = list(by_seed.values())
-    rho = comparison.radius(method, rows)
-    grid = comparison.grid(method)
+    chosen = contender.chosen(rows)
+    judged = _judged(contender, rows)
+    values = _by_seed(by_seed, measure)
     difference = None
     if first is not None and by_seed is not first:
-        difference = paired(
-            {seed: row.accuracy for seed, row in by_seed.items()},
-            {seed: row.accuracy for seed, row in first.items()},
-        )
+        difference = paired(values, _by_seed(first, measure))
     return Line(
-        method=method,
-        title=_named(method),
-        rho=rho,
-        edge=len(grid) > 1 and rho in (min(grid), max(grid)),
+        method=chosen.method,
+        title=title,
+        asked=contender.seeds,
         rows=by_seed,
-        accuracy=Spread.of([row.accuracy for row in runs]),
+        rho=chosen.rho if chosen.rho is not None else methods.find(chosen.method).rho or None,
+        edge=len(judged) > 1 and chosen.rho in (min(judged), max(judged)),
+        tuned=_tuned(contender, chosen),
+        judged=judged,
+        measure=measure,
+        value=Spread.of(list(values.values())),
         difference=difference,
         at_equal_cost=Spread.of(
-            [at_cost(row.curves.passes, row.curves.accuracy, common) for row in runs]
+            [at_cost(row.curves.passes, row.curves.accuracy, common) for row in by_seed.values()]
         ),
-        train_accuracy=_mean_of([row.curves.train_accuracy[-1] for row in runs]),
-        ratio=_mean_of([row.ratio for row in runs]),
-        share=_mean_of([row.share for row in runs]),
-        radius=_mean_of([row.radius for row in runs]),
-        seconds=_mean_of([row.seconds_per_epoch for row in runs]),
     )
+
+
+def _tuned(contender: Contender, chosen: Training) -> dict[str, float | str | int]:
+    """The options that differ among the candidates, as chosen."""
+    tried = [dict(candidate.options) for candidate in contender.candidates]
+    return {
+        name: value
+        for name, value in chosen.options
+        if len({options.get(name) for options in tried}) > 1
+    }
+
+
+def _judged(contender: Contender, rows: Mapping[str, Row]) -> dict[float, float]:
+    best: dict[float, float] = {}
+    for candidate, accuracy in contender.judged(rows).items():
+        rho = candidate.rho
+        if rho is not None:
+            best[rho] = max(accuracy, best.get(rho, accuracy))
+    return dict(sorted(best.items()))
+
+
+def _finite(mean: float) -> float:
+    """For ranking: what was not measured comes last."""
+    return mean if math.isfinite(mean) else -math.inf
 
 
 def _named(method: str) -> str:
     return methods.find(method).title
 
 
-def _mean_of(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else math.nan
-
-
 def _mean(line: Line) -> str:
-    return f"{line.accuracy.mean:.1f} %"
+    return f"{line.value.mean:.1f} %"
 
 
 def _ahead(best: Line, others: Sequence[Line]) -> str:

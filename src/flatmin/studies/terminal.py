@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,12 +19,17 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from flatmin import methods
-from flatmin.studies import report, text
-from flatmin.studies.compare import Job, Outcome
+from flatmin.studies import beside as tables
+from flatmin.studies import text
+from flatmin.studies.compare import Outcome
+from flatmin.studies.estimate import Estimate
+from flatmin.studies.plans import Plan
+from flatmin.studies.recipes import Listing
+from flatmin.studies.report import comparison as report
+from flatmin.studies.schema import scales
+from flatmin.studies.status import described, duration
+from flatmin.studies.store import Failed, Store
 from flatmin.studies.summary import Line, Summary, remarks, verdict
-from flatmin.studies.workers import Begun, Event, Failed, Progressed
-from flatmin.training.loop import Training
 
 Columns = Mapping[str, Callable[[Line], str]]
 """What stands above and, for each method, in the columns of a table."""
@@ -33,12 +38,13 @@ Columns = Mapping[str, Callable[[Line], str]]
 class Progress:
     """A live bar where someone watches; else a line every `pause` seconds at most.
 
-    Use as a context manager, and call it with every event.
+    Use as a context manager, and call it now and then with the store as it is by then.
     """
 
-    def __init__(self, job: Job, pause: float = 10.0) -> None:
-        self._job = job
-        self._total = job.comparison.total
+    def __init__(self, name: str, total: int, store: Store, pause: float = 10.0) -> None:
+        self._total = total
+        self._before = len(store.rows)
+        self._done = self._before
         self._start = time.monotonic()
         self._pause = pause
         self._told = self._start
@@ -57,48 +63,48 @@ class Progress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._all = self._bar.add_task(
-            job.comparison.data, total=self._total, completed=job.done, unit="runs"
-        )
-        self._each: dict[Training, TaskID] = {}
+        self._all = self._bar.add_task(name, total=total, completed=self._done, unit="runs")
+        self._each: dict[int, TaskID] = {}
+        self._failed: set[str] = set(store.failures)
 
     def __enter__(self) -> Progress:
         self._bar.start()
-        if self._job.done:
-            self._say(f"{self._job.done} of {self._total} runs are there already")
+        if self._before:
+            self._say(f"{self._before} of {self._total} runs are there already")
         return self
 
     def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
-    def __call__(self, event: Event) -> None:
-        training = event.training
-        if isinstance(event, Begun):
-            self._each[training] = self._bar.add_task(
-                _described(training), total=training.epochs, unit="epochs"
-            )
-        elif isinstance(event, Progressed):
-            self._bar.update(self._each[training], completed=event.number)
-            self._now_and_then(f"{_described(training)} epoch {event.number} of {training.epochs}")
-        else:
-            self._bar.remove_task(self._each.pop(training))
-            self._bar.update(self._all, completed=self._job.done)
-        if isinstance(event, Failed):
-            self._say(failed(event))
+    def __call__(self, store: Store) -> None:
+        self._done = len(store.rows)
+        self._bar.update(self._all, completed=self._done)
+        for number in self._each.keys() - store.running.keys():
+            self._bar.remove_task(self._each.pop(number))
+        for number, cell in store.running.items():
+            if number not in self._each:
+                epochs = cell.training.epochs
+                what = described(cell.training)
+                self._each[number] = self._bar.add_task(what, total=epochs, unit="epochs")
+            self._bar.update(self._each[number], completed=cell.pulse.epoch)
+        for key in store.failures.keys() - self._failed:
+            self._say(failed(store.failures[key]))
+        self._failed = set(store.failures)
+        self._now_and_then()
 
-    def _now_and_then(self, at: str) -> None:
+    def _now_and_then(self) -> None:
         now = time.monotonic()
         if self._bar.disable and now - self._told >= self._pause:
             self._told = now
-            self._say(f"{self._job.done} of {self._total} runs, {now - self._start:.0f} s, at {at}")
+            self._say(f"{self._done} of {self._total} runs, {now - self._start:.0f} s")
 
     def _say(self, line: str) -> None:
         self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def failed(event: Failed) -> str:
+def failed(failure: Failed) -> str:
     """One line for a run that is missing."""
-    return f"failed: {_described(event.training)}: {event.reason}"
+    return f"failed: {described(failure.training)}: {failure.reason}"
 
 
 def show(outcome: Outcome, summary: Summary, page: Path) -> None:
@@ -112,9 +118,9 @@ def show(outcome: Outcome, summary: Summary, page: Path) -> None:
     }
     costs: Columns = {
         "gradients\na step": lambda line: text.number(line.ratio),
-        "%SAM": lambda line: text.number(line.share, 0),
-        "‖ε‖": lambda line: text.number(line.radius, 3),
-        "seconds\nan epoch": lambda line: text.number(line.seconds),
+        "%SAM": lambda line: text.number(line.mean("share"), 0),
+        "‖ε‖": lambda line: text.number(line.mean("radius"), 3),
+        "seconds\nan epoch": lambda line: text.number(line.mean("seconds_per_epoch")),
     }
     console.print(f"\n{report.subject(outcome)}", markup=False)
     table = _table(summary, {**results, **costs})
@@ -127,6 +133,42 @@ def show(outcome: Outcome, summary: Summary, page: Path) -> None:
     for remark in remarks(outcome.comparison, summary):
         console.print(f"• {remark}", markup=False)
     console.print(f"\n{page}", markup=False, soft_wrap=True)
+
+
+def beside(plan: Plan, store: Store, results: Path) -> None:
+    """Print what a recipe has given beside what its paper prints."""
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    recipe = plan.recipe
+    console.print(f"\n{recipe.shows}: {recipe.title}", markup=False)
+    if plan.says:
+        console.print(f"at the scale {plan.scale!r}: {plan.says}", markup=False)
+    console.print()
+    console.print(tables.table(plan, store.rows))
+    for failure in store.failures.values():
+        console.print(failed(failure), markup=False)
+    console.print(f"\n{results}", markup=False, soft_wrap=True)
+
+
+def recipes(listing: Sequence[Listing]) -> None:
+    """Print the recipes and what they take, in runs and estimated time on two cores."""
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("shows")
+    for scale in scales:
+        table.add_column(scale, justify="right", no_wrap=True)
+    for each in listing:
+        needs = f" (needs {', '.join(each.needs)})" if each.needs else ""
+        costs = [_cost(each.estimates.get(scale)) for scale in scales]
+        table.add_row(each.name, f"{each.shows}: {each.title}{needs}", *costs)
+    console.print(table)
+    console.print("\nruns and hours on two cores, estimated to a factor of two")
+
+
+def _cost(estimate: Estimate | None) -> str:
+    if estimate is None or not estimate.runs:
+        return "–"
+    return f"{estimate.runs} runs, {duration(3600 * estimate.hours)}"
 
 
 def _table(summary: Summary, columns: Columns) -> Table:
@@ -142,7 +184,7 @@ def _table(summary: Summary, columns: Columns) -> Table:
 
 
 def _accuracy(line: Line) -> str:
-    return text.spread(line.accuracy) + ("!" if line.troubles else "")
+    return text.spread(line.value) + ("!" if line.troubles else "")
 
 
 def _difference(line: Line) -> str:
@@ -151,9 +193,3 @@ def _difference(line: Line) -> str:
 
 def _rho(line: Line) -> str:
     return "–" if line.rho is None else f"{line.rho:g}" + ("*" if line.edge else "")
-
-
-def _described(training: Training) -> str:
-    rho = "" if training.rho is None else f" ρ {training.rho:g}"
-    purpose = f"tuning {-training.seed}" if training.holdout else f"seed {training.seed}"
-    return f"{methods.find(training.method).title}{rho} {purpose}"

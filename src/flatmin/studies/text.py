@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
+from flatmin.studies.schema import Printed
 from flatmin.studies.statistics import Difference, Spread
 
 
@@ -12,14 +14,15 @@ def number(value: float | None, digits: int = 2) -> str:
     """A number with a true minus sign; a dash where there is none."""
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:.{digits}f}".replace("-", "−")
+    rounded = round(value, digits) + 0.0  # no minus before a zero
+    return f"{rounded:.{digits}f}".replace("-", "−")
 
 
-def spread(value: Spread) -> str:
+def spread(value: Spread, digits: int = 1) -> str:
     """`92.2 ± 0.4`; the mean alone where there is no spread."""
     if not math.isfinite(value.sd):
-        return number(value.mean, 1)
-    return f"{number(value.mean, 1)} ± {number(value.sd, 1)}"
+        return number(value.mean, digits)
+    return f"{number(value.mean, digits)} ± {number(value.sd, digits)}"
 
 
 def difference(value: Difference | None) -> str:
@@ -27,6 +30,20 @@ def difference(value: Difference | None) -> str:
     if value is None or not value.n:
         return "–"
     return ("+" if value.mean > 0 else "") + interval(value)
+
+
+def signed(value: float | None, digits: int = 1) -> str:
+    """`+3.1`; a dash where there is none."""
+    plus = value is not None and round(value, digits) > 0
+    return ("+" if plus else "") + number(value, digits)
+
+
+def printed(value: Printed | None) -> str:
+    """A paper's number as printed; a dash where there is none."""
+    if value is None:
+        return "–"
+    mean = f"{value.mean:g}".replace("-", "−")
+    return mean if value.sd is None else f"{mean} ± {value.sd:g}"
 
 
 def interval(value: Difference) -> str:
@@ -45,3 +62,10 @@ def points(value: Difference) -> str:
 def listing(parts: Sequence[str]) -> str:
     """`a, b and c`."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def shown(value: Any) -> str:
+    """A setting as it is typed: several values are separated by commas."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, cast("Sequence[object]", value)))
+    return str(value)

@@ -1,11 +1,13 @@
 """Whole batches of images, cropped, flipped, cut out and normalised as tensor code.
 
-Crop and flip are one gather: an image lies in memory as one 32-bit word per pixel, padding
-included, and a batch is the list of the words to fetch.
+Crop and flip of small images are one gather: an image lies in memory as one 32-bit word per pixel,
+padding included, and a batch is the list of the words to fetch. Photographs are cropped at any size
+and place, and resampled, in one go too.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flatmin.training.errors import InputError
+from flatmin.training.stream import Ahead, Pixels, Streamed, pieces, spaced
+
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -24,98 +29,211 @@ class Augmentation:
         flip: mirror left to right, with probability 1/2.
         cutout: side in pixels of a square set to the mean colour, its centre anywhere in the
             image (DeVries and Taylor, arXiv:1708.04552); 0 for none.
+        zoom: take, in place of a padded crop, a crop of 8 to 100 % of the area with sides in a
+            ratio from 3/4 to 4/3, and resample it to the full size (Szegedy et al.,
+            arXiv:1409.4842), bilinearly.
     """
 
     padding: int = 0
     flip: bool = False
     cutout: int = 0
+    zoom: bool = False
 
     @classmethod
-    def standard(cls, size: int) -> Augmentation:
-        """Crop and flip as usual for images of `size` pixels: padding 4 for CIFAR's 32."""
-        return cls(padding=size // 8, flip=True)
+    def standard(cls, size: int, margin: int = 0) -> Augmentation:
+        """Crop and flip as usual: padding 4 for CIFAR's 32 pixels, zoom where there is a margin."""
+        return cls(flip=True, zoom=True) if margin else cls(padding=size // 8, flip=True)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What chance has chosen for each image of a batch.
+
+    Fields:
+        boxes: float (b, 4), top, left, height and width of what is seen of each stored image.
+        mirrored: bool (b, 1).
+        centres: of the squares cut out, int64 (2, b, 1); None for none.
+    """
+
+    boxes: Tensor
+    mirrored: Tensor
+    centres: Tensor | None = None
+
+    def at(self, part: slice) -> Choice:
+        """Some of the images."""
+        centres = None if self.centres is None else self.centres[:, part]
+        return Choice(self.boxes[part], self.mirrored[part], centres)
 
 
 class Images:
-    """Images held as uint8 and handed out as normalised float batches.
+    """Images held or streamed as uint8 and handed out as normalised float batches.
 
     Args:
-        pixels: uint8 (n, channels, size, size), with 1 to 4 channels.
+        pixels: uint8 (n, channels, side, side), with 1 to 4 channels; they stay on their device.
         mean, std: float (channels,), in the units of `pixels`; see `moments`.
         augmentation: of the batches that `draw` gives.
+        margin: pixels by which the side stored exceeds the one handed out: the middle is seen.
 
-    Cost: one 32-bit word a pixel for colour images, one byte for grey ones.
+    Cost: one 32-bit word a pixel for colour images, one byte for grey ones; photographs that are
+    zoomed take one byte a pixel and channel. Streamed images take a few batches.
     """
 
     def __init__(
-        self, pixels: Tensor, mean: Tensor, std: Tensor, augmentation: Augmentation | None = None
+        self,
+        pixels: Pixels,
+        mean: Tensor,
+        std: Tensor,
+        augmentation: Augmentation | None = None,
+        margin: int = 0,
     ) -> None:
         self.augmentation = augmentation or Augmentation()
-        count, self.channels, self.size, width = pixels.shape
-        if not 1 <= self.channels <= 4 or width != self.size:
+        self.count, self.channels, stored, width = pixels.shape
+        if not 1 <= self.channels <= 4 or width != stored:
             raise InputError(
                 f"images have the shape {tuple(pixels.shape[1:])}: expected 1 to 4 channels, square"
             )
-        self.side = self.size + 2 * self.augmentation.padding
-        self.words = _words(pixels, self.augmentation.padding)
-        self.mean = mean.float().repeat(self.size * self.size)
-        self.scale = (1 / std.float()).repeat(self.size * self.size)
-        self.count = count
+        self.margin, self.size = margin, stored - margin
+        self.side = stored + 2 * self.augmentation.padding
+        self.device = pixels.device
+        self.mean = mean.float().repeat(self.size * self.size).to(self.device)
+        self.scale = (1 / std.float()).repeat(self.size * self.size).to(self.device)
+        # the images themselves, or who reads them
+        self._source = Ahead(pixels) if isinstance(pixels, Streamed) else self._stored(pixels)
 
     def __len__(self) -> int:
         return self.count
 
     def plain(self, rows: Tensor) -> Tensor:
         """Images `rows` (b,) as they are, normalised: float (b, channels, size, size)."""
-        middle = torch.full((len(rows), 1), self.augmentation.padding)
-        return self._fetch(rows, middle, middle, torch.zeros(len(rows), 1, dtype=torch.bool))
+        return self._seen(rows, self._middle(len(rows)))
 
-    def draw(self, rows: Tensor, source: torch.Generator) -> Tensor:
+    def draw(self, rows: Tensor, source: torch.Generator, part: slice = ALL) -> Tensor:
         """Images `rows` (b,), augmented and normalised: float (b, channels, size, size).
 
-        How many numbers are drawn from `source` depends on the length of `rows` alone.
+        How many numbers are drawn from `source` depends on the length of `rows` alone. Of a `part`
+        of the rows, the images are those that they would be among all.
         """
         if self.augmentation == Augmentation():
-            return self.plain(rows)
-        count, room = len(rows), 2 * self.augmentation.padding + 1
-        top, left = torch.randint(room, (2, count, 1), generator=source)
-        mirrored = torch.rand(count, 1, generator=source) < (0.5 if self.augmentation.flip else 0.0)
-        batch = self._fetch(rows, top, left, mirrored)
-        return self._cut(batch, source) if self.augmentation.cutout else batch
+            return self.plain(rows[part])
+        return self._seen(rows[part], self._chosen(len(rows), source).at(part))
 
-    def _fetch(self, rows: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
-        line = torch.arange(self.size)
-        down = top + line
-        across = left + torch.where(mirrored, line.flip(0), line)
-        index = (rows.view(-1, 1, 1) * self.side + down.unsqueeze(2)) * self.side
-        words = self.words.index_select(0, (index + across.unsqueeze(1)).flatten())
-        pixels = words.view(torch.uint8).view(len(rows), self.size * self.size, -1)
-        values = pixels[..., : self.channels].reshape(len(rows), -1).float()
-        values.sub_(self.mean).mul_(self.scale)
-        batch = values.view(len(rows), self.size, self.size, self.channels).permute(0, 3, 1, 2)
+    def expect(self, rows: Tensor) -> None:
+        """Begin to decode the images `rows`, if they are streamed: they will be asked for."""
+        if isinstance(self._source, Ahead):
+            self._source.expect(rows)
+
+    def _stored(self, pixels: Tensor) -> Tensor:
+        return pixels if self.augmentation.zoom else _words(pixels, self.augmentation.padding)
+
+    def _middle(self, count: int) -> Choice:
+        start = self.margin // 2 + self.augmentation.padding
+        box = torch.tensor([start, start, self.size, self.size], dtype=torch.float32)
+        return Choice(box.expand(count, 4), torch.zeros(count, 1, dtype=torch.bool))
+
+    def _chosen(self, count: int, source: torch.Generator) -> Choice:
+        if self.augmentation.zoom:
+            boxes = _crops(count, self.size + self.margin, source)
+        else:
+            room = self.margin + 2 * self.augmentation.padding + 1
+            corners = torch.randint(room, (2, count, 1), generator=source)
+            sides = torch.full((2, count, 1), self.size)
+            boxes = torch.cat([*corners, *sides], 1).float()
+        mirrored = torch.rand(count, 1, generator=source) < (0.5 if self.augmentation.flip else 0.0)
+        if not self.augmentation.cutout:
+            return Choice(boxes, mirrored)
+        return Choice(boxes, mirrored, torch.randint(self.size, (2, count, 1), generator=source))
+
+    def _seen(self, rows: Tensor, choice: Choice) -> Tensor:
+        if isinstance(self._source, Ahead):
+            stored, rows = self._stored(self._source.read(rows)), torch.arange(len(rows))
+        else:
+            stored = self._source
+        see = self._zoomed if self.augmentation.zoom else self._shifted
+        batch = see(stored, rows.to(self.device), choice)
+        if choice.centres is not None:
+            self._cut(batch, choice.centres)
         # one channel: the same memory is also in the plain order, which linear layers prefer
         return batch.contiguous() if self.channels == 1 else batch
 
-    def _cut(self, batch: Tensor, source: torch.Generator) -> Tensor:
-        centre = torch.randint(self.size, (2, len(batch), 1), generator=source)
-        start = centre - self.augmentation.cutout // 2
-        line = torch.arange(self.size)
+    def _shifted(self, words: Tensor, rows: Tensor, choice: Choice) -> Tensor:
+        top, left, *_ = choice.boxes.long().to(self.device).unsqueeze(2).unbind(1)
+        mirrored = choice.mirrored.to(self.device)
+        line = torch.arange(self.size, device=self.device)
+        down = top + line
+        across = left + torch.where(mirrored, line.flip(0), line)
+        index = (rows.view(-1, 1, 1) * self.side + down.unsqueeze(2)) * self.side
+        words = words.index_select(0, (index + across.unsqueeze(1)).flatten())
+        pixels = words.view(torch.uint8).view(len(rows), self.size * self.size, -1)
+        values = pixels[..., : self.channels].reshape(len(rows), -1).float()
+        return self._normalised(values)
+
+    def _zoomed(self, pixels: Tensor, rows: Tensor, choice: Choice) -> Tensor:
+        boxes, mirrored = choice.boxes.to(self.device), choice.mirrored.to(self.device)
+        line = (torch.arange(self.size, device=self.device) + 0.5) / self.size
+        top, left, height, width = boxes.unsqueeze(2).unbind(1)
+        # where in the stored image each row and column is seen, from -1 to 1
+        down = 2 * (top + height * line) / self.side - 1
+        across = 2 * (left + width * torch.where(mirrored, line.flip(0), line)) / self.side - 1
+        shape = (len(rows), self.size, self.size)
+        places = torch.stack(
+            [across.unsqueeze(1).expand(shape), down.unsqueeze(2).expand(shape)], 3
+        )
+        values = F.grid_sample(
+            pixels[rows].float(), places, padding_mode="border", align_corners=False
+        )
+        return self._normalised(values.permute(0, 2, 3, 1).reshape(len(rows), -1))
+
+    def _normalised(self, values: Tensor) -> Tensor:
+        """From float (b, size * size * channels), which is overwritten."""
+        values.sub_(self.mean).mul_(self.scale)
+        return values.view(len(values), self.size, self.size, self.channels).permute(0, 3, 1, 2)
+
+    def _cut(self, batch: Tensor, centres: Tensor) -> None:
+        start = centres.to(self.device) - self.augmentation.cutout // 2
+        line = torch.arange(self.size, device=self.device)
         inside = (line >= start) & (line < start + self.augmentation.cutout)
         hole = inside[0].unsqueeze(2) & inside[1].unsqueeze(1)
-        return batch.masked_fill_(hole.unsqueeze(1), 0.0)
+        batch.masked_fill_(hole.unsqueeze(1), 0.0)
 
 
-def moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
+def _crops(count: int, side: int, source: torch.Generator, tries: int = 10) -> Tensor:
+    """Boxes of 8 to 100 % of the area of a square, sides in a ratio from 3/4 to 4/3: float (b, 4).
+
+    The first of ten that fits into the square counts, as everywhere; the whole if none does.
+    """
+    share, ratio, top, left = torch.rand(4, count, tries, generator=source)
+    area = (0.08 + 0.92 * share) * side**2
+    stretch = torch.exp((2 * ratio - 1) * math.log(4 / 3) / 2)
+    height, width = ((area.sqrt() * s).round() for s in (stretch, 1 / stretch))
+    boxes = torch.stack(
+        [(top * (side - height + 1)).floor(), (left * (side - width + 1)).floor(), height, width], 2
+    )
+    fits = (height <= side) & (width <= side)
+    first = fits.int().argmax(1)
+    whole = torch.tensor([0.0, 0.0, side, side])
+    return torch.where(fits.any(1, keepdim=True), boxes[torch.arange(count), first], whole)
+
+
+def moments(pixels: Pixels) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel of uint8 (n, channels, h, w), as float64.
 
-    A channel without any spread gets a standard deviation of 1.
+    Of more than 2^29 numbers, only evenly spaced images are looked at. A channel without any
+    spread gets a standard deviation of 1.
     """
-    tally = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in pixels.unbind(1)])
+    tally = sum(
+        map(_tally, pieces(spaced(pixels, 2**29))),
+        torch.zeros(pixels.shape[1], 256, dtype=torch.int64),
+    )
     shares = tally.double() / tally.sum(1, keepdim=True)
     shades = torch.arange(256, dtype=torch.float64)
     mean = shares @ shades
     std = (shares @ shades.square() - mean.square()).clamp_min(0).sqrt()
     return mean, torch.where(std > 1e-6, std, torch.ones_like(std))
+
+
+def _tally(pixels: Tensor) -> Tensor:
+    """How often each shade occurs in each channel, int64 (channels, 256)."""
+    return torch.stack([torch.bincount(c.flatten(), minlength=256) for c in pixels.unbind(1)])
 
 
 def _words(pixels: Tensor, padding: int) -> Tensor:

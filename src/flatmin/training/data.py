@@ -1,15 +1,14 @@
-"""Real images as whole tensors: `load("digits")`, `load("cifar10")`, `load("path/to/folder")`.
+"""Real images: `load("digits")`, `load("cifar10")`, `load("path/to/folder")`, `load("hub:<name>")`.
 
 Every set becomes uint8 images (n, channels, size, size) and int64 labels (n,), for training and
-for testing. Named sets other than digits are Parquet files in the Hugging Face `datasets` layout,
-`<root>/<name>/train.parquet` and `test.parquet`, where root is $FLATMIN_DATA unless given.
+for testing. Sets that fit are decoded once and kept; the others are decoded batch by batch, which
+gives the same numbers. `flatmin.training.sets` knows the names and where they are looked for.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,31 +16,38 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from flatmin.training import parquet
-from flatmin.training.decoding import Form, Part, common_form, decode
+from flatmin.training import parquet, sets
+from flatmin.training.decoding import Part, common_form
 from flatmin.training.errors import InputError, unknown
+from flatmin.training.layouts import Content, by_class, listed, split
+from flatmin.training.memory import most_bytes
 from flatmin.training.seeds import generator
+from flatmin.training.stream import Pixels, Streamed, pieces, spaced
+from flatmin.training.trees import Tree, archives
 
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A data set, decoded.
+    """A data set.
 
     Fields:
         name: as given to `load`.
         classes: names of the classes, by label.
-        train_images, test_images: uint8 (n, channels, size, size).
+        train_images, test_images: uint8 (n, channels, size + margin, size + margin), decoded or
+            `Streamed`.
         train_labels, test_labels: int64 (n,).
         train_rows: int64 (n,), where each training image stood in the whole training set.
+        margin: pixels by which the images are larger than what a model sees of them.
     """
 
     name: str
     classes: tuple[str, ...]
-    train_images: Tensor
+    train_images: Pixels
     train_labels: Tensor
-    test_images: Tensor
+    test_images: Pixels
     test_labels: Tensor
     train_rows: Tensor
+    margin: int = 0
 
     @property
     def channels(self) -> int:
@@ -49,51 +55,72 @@ class ImageData:
 
     @property
     def size(self) -> int:
-        """Height and width of the images, in pixels."""
-        return self.train_images.shape[2]
+        """Height and width of the images as a model sees them, in pixels."""
+        return self.train_images.shape[2] - self.margin
 
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that change with any pixel or label."""
+        """Twelve hexadecimal digits that change with any label, and with any pixel.
+
+        Of sets with more than 2^31 pixels, only evenly spaced images are looked at.
+        """
         digest = hashlib.blake2b(digest_size=6)
-        for part in (self.train_images, self.train_labels, self.test_images, self.test_labels):
-            digest.update(part.contiguous().numpy().data)
+        for pixels, labels in (
+            (self.train_images, self.train_labels),
+            (self.test_images, self.test_labels),
+        ):
+            whole = pixels.shape[0] * pixels.shape[1] * pixels.shape[2] ** 2 <= 2**31
+            for piece in pieces(pixels if whole else spaced(pixels, 2**26)):
+                digest.update(piece.contiguous().numpy().data)
+            digest.update(labels.numpy().data)
         return digest.hexdigest()
 
 
-names: tuple[str, ...] = ("digits", *parquet.sets)
+names: tuple[str, ...] = ("digits", *sets.known)
 """Every data set that `load` knows by name."""
 
 largest_folder_size = 64
-"""Pixels to a side, at most, of the images that come from a folder."""
+"""Pixels to a side, at most, of the images that come from a folder, unless a size is given."""
 
 
-def load(name: str, root: Path | None = None, limit: int | None = None) -> ImageData:
-    """The data set `name`: one of `names`, or a folder of images by class.
+def load(
+    name: str, root: Path | None = None, limit: int | None = None, size: int | None = None
+) -> ImageData:
+    """The data set `name`: one of `names`, a folder or an archive of images by class, or `hub:...`.
 
     `digits` are the 1,797 images of 8x8 pixels that scikit-learn carries, split once and for all
     into 1,437 training and 360 test images with equal shares of every class.
 
     A folder holds `train/<class>/*` and `test/<class>/*`, or just `<class>/*`, of which a fixed,
-    stratified fifth becomes the test set. Its images are resized to a common square: the shortest
-    side found, at most 64 pixels. They stay grey where all are grey.
+    stratified fifth becomes the test set; or Parquet files. Its images are resized to a common
+    square: the shortest side found, at most 64 pixels. They stay grey where all are grey.
 
     Args:
-        name: of the data set, or path of the folder.
-        root: of the Parquet files; default $FLATMIN_DATA.
+        name: of the data set, or path of the folder or archive, or `hub:<repository>`.
+        root: of the sets with a name; default $FLATMIN_DATA.
         limit: number of training images kept, a fixed stratified choice; default all.
+        size: side in pixels at which a model is to see photographs, which have no size of their
+            own; default that of the set. From 96 pixels on they are kept a seventh larger.
 
     Raises InputError where the name is unknown, the data is missing or the limit impossible.
     """
-    classes, train, test = _open(name, root)
-    rows = _limited(name, train.labels, len(classes), limit)
+    content = _open(name, root, size)
+    rows = _limited(name, content.train.labels, len(content.classes), limit)
+    train, test = content.train.at(rows), content.test
+    # of photographs as large as asked for, or of those that are so large by themselves
+    shown = size or (sets.known[name].form.size if name in sets.known else 0)
+    stored = train.form.size
+    margin = stored - shown if shown and stored == shown + sets.margin(shown) else 0
+    count = len(rows) + len(test.labels)
+    keep = count * train.form.channels * stored**2 <= most_bytes()
     return ImageData(
         name=name,
-        classes=classes,
-        train_images=train.pixels(rows),
-        train_labels=train.labels[rows],
-        test_images=test.pixels(torch.arange(len(test.labels))),
+        classes=content.classes,
+        train_images=_pixels(train, keep=keep),
+        train_labels=train.labels,
+        test_images=_pixels(test, keep=keep),
         test_labels=test.labels,
         train_rows=rows,
+        margin=margin,
     )
 
 
@@ -121,13 +148,26 @@ def others(count: int, rows: Tensor) -> Tensor:
     return free.nonzero().flatten()
 
 
-def _open(name: str, root: Path | None) -> tuple[tuple[str, ...], Part, Part]:
+def _pixels(part: Part, *, keep: bool) -> Pixels:
+    rows = torch.arange(len(part.labels))
+    if keep:
+        return part.pixels(rows)
+    return Streamed(part.pixels, rows, part.form.channels, part.form.size)
+
+
+def _open(name: str, root: Path | None, size: int | None) -> Content:
     if name == "digits":
         return _digits()
-    if name in parquet.sets:
-        return parquet.read_images(parquet.folder_of(name, root), parquet.sets[name])
-    if Path(name).is_dir():
-        return _folder(Path(name))
+    if name in sets.known or name.startswith("imagenet-c:"):
+        return sets.read(name, root, size)
+    largest = size + sets.margin(size) if size else largest_folder_size
+    if name.startswith("hub:"):
+        return sets.of_hub(name.removeprefix("hub:"), largest)
+    path = Path(name)
+    if path.is_dir() and parquet.holds(path):
+        return parquet.read_images(path, largest)
+    if path.is_dir() or (path.is_file() and name.endswith(archives)):
+        return _folder(path, largest)
     if os.sep in name:
         raise InputError(f"no folder {name}: give a folder of images by class, or --data digits")
     raise unknown("data set", name, names)
@@ -146,63 +186,27 @@ def _limited(name: str, labels: Tensor, classes: int, limit: int | None) -> Tens
     return stratified(labels, limit, generator(0, f"limit {name}"))
 
 
-def _digits() -> tuple[tuple[str, ...], Part, Part]:
+def _digits() -> Content:
     from sklearn.datasets import load_digits  # pyright: ignore[reportUnknownVariableType]
 
     pixels, answers = cast("tuple[Any, Any]", load_digits(return_X_y=True))
     shades = torch.tensor(pixels).mul(255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
-    labels = torch.tensor(answers, dtype=torch.int64)
-    test = stratified(labels, 360, generator(0, "digits"))
-
-    def part(rows: Tensor) -> Part:
-        return Part(labels[rows], lambda chosen: shades[rows[chosen]])
-
-    return tuple(map(str, range(10))), part(others(len(labels), test)), part(test)
+    every = Part.held(torch.tensor(answers, dtype=torch.int64), shades)
+    return _parted(tuple(map(str, range(10))), every, 360, "digits")
 
 
-def _folder(folder: Path) -> tuple[tuple[str, ...], Part, Part]:
-    if (folder / "train").is_dir() and (folder / "test").is_dir():
-        classes, files, labels = _listed(folder / "train")
-        test_classes, test_files, test_labels = _listed(folder / "test")
-        if test_classes != classes:
-            differing = ", ".join(sorted(set(classes) ^ set(test_classes)))
-            raise InputError(f"{folder}/train and {folder}/test differ in the classes {differing}")
-        form = common_form([*files, *test_files], largest_folder_size)
-        return classes, _files(files, labels, form), _files(test_files, test_labels, form)
-    classes, files, labels = _listed(folder)
-    form = common_form(files, largest_folder_size)
-    everything = _files(files, labels, form)
-    test = stratified(labels, max(1, round(len(files) / 5)), generator(0, "folder"))
-
-    def part(rows: Tensor) -> Part:
-        return Part(labels[rows], lambda chosen: everything.pixels(rows[chosen]))
-
-    return classes, part(others(len(files), test)), part(test)
+def _folder(path: Path, largest: int) -> Content:
+    tree = Tree.of(path).unwrapped()
+    parts = split(tree)
+    if parts:
+        return by_class(*parts, largest)
+    listing = listed(tree)
+    classes = tuple(sorted(set(listing.labels)))
+    every = listing.part(classes, common_form(listing.images, largest))
+    return _parted(classes, every, max(1, round(len(every.labels) / 5)), "folder")
 
 
-def _listed(folder: Path) -> tuple[tuple[str, ...], list[Path], Tensor]:
-    from PIL import Image
-
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    if len(classes) < 2:
-        raise InputError(
-            f"{folder} holds {len(classes)} class folders: expected one folder of images for each "
-            f"class, at least 2, or train/ and test/ with such folders inside"
-        )
-    known = Image.registered_extensions()
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        inside = sorted(file for file in (folder / name).rglob("*") if file.suffix.lower() in known)
-        if len(inside) < 2:
-            raise InputError(f"{folder / name} holds {len(inside)} images: expected at least 2")
-        files += inside
-        labels += [label] * len(inside)
-    return tuple(classes), files, torch.tensor(labels)
-
-
-def _files(files: Sequence[Path], labels: Tensor, form: Form) -> Part:
-    def pixels(rows: Tensor) -> Tensor:
-        return decode([files[int(row)] for row in rows], form)
-
-    return Part(labels, pixels)
+def _parted(classes: tuple[str, ...], every: Part, tested: int, purpose: str) -> Content:
+    """One part to train on, and a fixed, stratified one of `tested` images to test on."""
+    test = stratified(every.labels, tested, generator(0, purpose))
+    return Content(classes, every.at(others(len(every.labels), test)), every.at(test))

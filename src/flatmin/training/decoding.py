@@ -1,4 +1,4 @@
-"""Encoded images, as files or bytes, become one uint8 tensor."""
+"""Encoded images, wherever they lie, become one uint8 tensor."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,39 @@ from torch import Tensor
 
 from flatmin.training.errors import InputError
 
-Encoded = bytes | Path
+
+class Encoded(Protocol):
+    """An image as it is stored, or any other file of a data set."""
+
+    @property
+    def name(self) -> str:
+        """What a message calls it."""
+        ...
+
+    def read(self) -> bytes:
+        """All of it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Bytes in memory."""
+
+    content: bytes
+    name: str = "an image of the data set"
+
+    def read(self) -> bytes:
+        return self.content
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file by itself."""
+
+    name: str
+
+    def read(self) -> bytes:
+        return Path(self.name).read_bytes()
 
 
 @dataclass(frozen=True)
@@ -36,10 +68,30 @@ class Part:
     Fields:
         labels: int64 (n,).
         pixels: from rows, int64 (m,), to their images, uint8 (m, channels, size, size).
+        form: of all images.
     """
 
     labels: Tensor
     pixels: Callable[[Tensor], Tensor]
+    form: Form
+
+    @classmethod
+    def held(cls, labels: Tensor, pixels: Tensor) -> Part:
+        """Images that are decoded already: uint8 (n, channels, size, size)."""
+        return cls(labels, lambda rows: pixels[rows], Form(pixels.shape[1], pixels.shape[2]))
+
+    @classmethod
+    def encoded(cls, labels: Tensor, images: Sequence[Encoded], form: Form) -> Part:
+        """Images that are decoded when they are asked for."""
+
+        def pixels(rows: Tensor) -> Tensor:
+            return decode([images[int(row)] for row in rows], form)
+
+        return cls(labels, pixels, form)
+
+    def at(self, rows: Tensor) -> Part:
+        """Some of the images."""
+        return Part(self.labels[rows], lambda chosen: self.pixels(rows[chosen]), self.form)
 
 
 def decode(encoded: Sequence[Encoded], form: Form) -> Tensor:
@@ -49,19 +101,39 @@ def decode(encoded: Sequence[Encoded], form: Form) -> Tensor:
 
     Raises InputError naming an image that cannot be decoded.
     """
+    images = torch.empty(len(encoded), form.channels, form.size, form.size, dtype=torch.uint8)
+
+    def fill(row: int) -> None:
+        images[row] = _decode(encoded[row], form)
+
     # Pillow decodes and resizes outside the interpreter's lock
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        images = list(pool.map(partial(_decode, form=form), encoded))
-    return torch.stack(images)
+    with ThreadPoolExecutor(processors()) as pool:
+        for _ in pool.map(fill, range(len(encoded))):
+            pass
+    return images
 
 
-def common_form(files: Sequence[Path], largest: int) -> Form:
-    """The shortest side found among `files`, at most `largest`; grey if all of them are."""
+def processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+looked_at = 2000
+"""Images, at most, that `common_form` opens."""
+
+
+def common_form(images: Sequence[Encoded], largest: int) -> Form:
+    """The shortest side found among `images`, at most `largest`; grey if all of them are.
+
+    Of more than `looked_at` images, that many, evenly spaced, are opened.
+    """
     shortest, grey = largest, True
-    for file in files:
-        with opened(file) as image:
-            shortest = min(shortest, image.width, image.height)
-            grey = grey and image.mode in ("1", "L")
+    for image in images[:: -(-len(images) // looked_at)]:
+        with opened(image) as content:
+            shortest = min(shortest, content.width, content.height)
+            grey = grey and content.mode in ("1", "L")
     return Form(1 if grey else 3, shortest)
 
 
@@ -69,17 +141,20 @@ def common_form(files: Sequence[Path], largest: int) -> Form:
 def opened(source: Encoded) -> Generator[Image.Image, None, None]:
     """A Pillow image; whatever goes wrong with it becomes one line that names it."""
     try:
-        stream = io.BytesIO(source) if isinstance(source, bytes) else source
-        with closing(Image.open(stream)) as image:
+        with closing(Image.open(io.BytesIO(source.read()))) as image:
             yield image
-    except (OSError, SyntaxError):
-        name = "an image of the data set" if isinstance(source, bytes) else str(source)
-        raise InputError(f"{name} cannot be decoded: remove or replace it") from None
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise InputError(f"{source.name} cannot be decoded: remove or replace it") from None
 
 
 def _decode(encoded: Encoded, form: Form) -> Tensor:
+    mode = "L" if form.channels == 1 else "RGB"
     with opened(encoded) as image:
-        upright = ImageOps.exif_transpose(image).convert("L" if form.channels == 1 else "RGB")
+        # a JPEG much larger than asked for is decoded at half its size or less, which is faster
+        image.draft(None, (2 * form.size, 2 * form.size))
+        upright = ImageOps.exif_transpose(image).convert(mode)
         square = (form.size, form.size)
         if upright.size != square:
             upright = ImageOps.fit(upright, square, Image.Resampling.LANCZOS)

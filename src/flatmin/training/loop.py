@@ -3,18 +3,22 @@
     run = train(Training(data="digits", model="mlp", method="agnostic-sam", seed=0))
     print(run.accuracy, run.cost.ratio)
 
-The same `Training` gives the same run, bit for bit, on one machine with one number of threads. Two
-that differ in method or radius alone start from the same weights and see the same images, noise,
-augmentation and batches in the same order: that is what makes their difference a paired one.
+The same `Training` gives the same run, bit for bit, on one machine with one number of threads, also
+if it is killed and taken up again from a checkpoint. Two that differ in method or radius alone
+start from the same weights and see the same images, noise, augmentation and batches in the same
+order: that is what makes their difference a paired one.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -22,50 +26,15 @@ from torch.nn import functional as F
 
 from flatmin import methods
 from flatmin.cost import Cost
-from flatmin.training import models, noise
-from flatmin.training.augmentation import Augmentation, Images, moments
-from flatmin.training.data import ImageData, load, others, stratified
-from flatmin.training.errors import InputError
-from flatmin.training.seeds import derive, generator
-
-
-@dataclass(frozen=True)
-class Training:
-    """Everything that determines one training run.
-
-    Fields:
-        data: name or folder, as for `flatmin.training.load`.
-        model: a name in `flatmin.training.models`.
-        method: a name in `flatmin.methods.table`.
-        rho: radius; None for the method's default.
-        seed: of weights, order, augmentation, auxiliary batches, noise and held-out images.
-        epochs, batch: number of passes over the training images; images a step. The images that
-            do not fill a last batch are left out of the epoch, other ones each time.
-        lr, momentum, weight_decay: of SGD; step by step, the learning rate falls to 0 along a
-            cosine.
-        noise: share of wrong labels in [0, 1), or "human:<column>".
-        limit: number of training images; None for all.
-        fraction: size of an auxiliary batch over that of a primary one.
-        augment: random crops and flips.
-        holdout: share of the training images, stratified by the labels as given, that is held out
-            and on which, in place of the test set, accuracy is measured against those labels.
-    """
-
-    data: str
-    model: str
-    method: str
-    rho: float | None = None
-    seed: int = 0
-    epochs: int = 20
-    batch: int = 64
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    noise: str = "0"
-    limit: int | None = None
-    fraction: float = 0.25
-    augment: bool = False
-    holdout: float = 0.0
+from flatmin.training import bases, examine, models, schedules
+from flatmin.training.checkpoints import Checkpoints
+from flatmin.training.data import ImageData, load
+from flatmin.training.material import Batch, Material, Set
+from flatmin.training.observe import Answers, Recorder
+from flatmin.training.parallel import Crew, Parallel
+from flatmin.training.seeds import derive
+from flatmin.training.session import Session
+from flatmin.training.settings import Training
 
 
 @dataclass(frozen=True)
@@ -97,6 +66,11 @@ class Run:
         cost: counted by the optimizer.
         chance: accuracy in % of a guess.
         threads: of torch, during the run.
+        examined: % right of the final model on each further set that was asked for.
+        observed: what was recorded along the run, one number a step or an epoch; nan where there
+            is none.
+        device: on which it ran, such as "cpu" or "NVIDIA H200".
+        processes: that trained the model together.
     """
 
     training: Training
@@ -104,6 +78,10 @@ class Run:
     cost: Cost
     chance: float
     threads: int = field(default_factory=torch.get_num_threads)
+    examined: Mapping[str, float] = field(default_factory=dict[str, float])
+    observed: Mapping[str, list[float]] = field(default_factory=dict[str, list[float]])
+    device: str = "cpu"
+    processes: int = 1
 
     @property
     def accuracy(self) -> float:
@@ -127,180 +105,223 @@ class Run:
         return None
 
 
+Watch = Callable[[int, Epoch], None]
+
+
 def train(
     training: Training,
     data: ImageData | None = None,
-    watch: Callable[[int, Epoch], None] | None = None,
+    watch: Watch | None = None,
+    *,
+    checkpoints: Path | str | None = None,
+    device: torch.device | str | None = None,
+    parallel: Parallel = "ddp",
 ) -> Run:
     """Train once.
 
     Args:
         training: what to do.
         data: the data set of `training`, if it is already loaded.
-        watch: called after each epoch with its number, from 1, and its results.
+        watch: called after each epoch with its number, from 1, and its results; with many
+            processes, by the first. A run that is taken up again calls it for its further epochs.
+        checkpoints: a folder of this run's own, or its URL, in which each epoch is saved, and from
+            which the run is taken up; `flatmin.training.checkpoints.remove` removes them.
+        device: on which to train; default the GPU, if there is one, or else the CPU.
+        parallel: what each process holds of the model, where `torch.distributed` is initialised:
+            all of it ("ddp") or a shard ("fsdp2").
 
     Raises InputError where something of `training` does not exist or does not fit.
     """
-    data = data or load(training.data, limit=training.limit)
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as if nothing were
+    data = data or load(training.data, limit=training.limit, size=training.size)
+    crew = Crew.here(device, parallel)
+    saved = None
+    if checkpoints is not None:
+        saved = Checkpoints(checkpoints, f"{training.key}-{data.fingerprint()}")
+    own = [crew.device] if crew.device.type == "cuda" else []
+    with torch.random.fork_rng(own):  # the caller's random numbers go on as if nothing were
         torch.manual_seed(derive(training.seed, "weights"))
-        return _train(training, data, watch)
+        return _train(training, data, watch, saved, crew)
 
 
-def _train(training: Training, data: ImageData, watch: Callable[[int, Epoch], None] | None) -> Run:
-    material = Material(training, data)
+def _train(
+    training: Training,
+    data: ImageData,
+    watch: Watch | None,
+    checkpoints: Checkpoints | None,
+    crew: Crew,
+) -> Run:
+    method = methods.find(training.method)
+    material = Material(training, data, crew)
+    auxiliary = material.auxiliary() if method.auxiliary else None
+    further = {name: examine.find(name, data, material) for name in training.examine}
     model = models.build(
-        training.model, channels=data.channels, size=data.size, classes=len(data.classes)
+        training.model,
+        channels=data.channels,
+        size=material.size,
+        classes=len(data.classes),
+        width=training.width,
+        pretrained=training.pretrained,
     )
     # the memory order in which a CPU convolves a third faster
-    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    model.to(crew.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    model = crew.wrap(model)
+    if not crew.leads:  # random layers draw for each share by themselves
+        torch.manual_seed(derive(training.seed, f"random layers of rank {crew.rank}"))
     total_steps = training.epochs * material.steps
-    method = methods.find(training.method)
-    base = torch.optim.SGD(
-        model.parameters(), training.lr, training.momentum, weight_decay=training.weight_decay
-    )
     optimizer = method.build(
-        base, training.rho, total_steps=total_steps, model=model, measure_radius=True
+        bases.build(model.parameters(), training),
+        training.rho,
+        total_steps=total_steps,
+        seed=training.seed,
+        settings=dict(training.options),
+        model=model,
+        max_norm=training.max_norm,
+        measure_radius=True,
     )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total_steps)
-    auxiliary = material.auxiliary() if method.auxiliary else None
+    schedule = schedules.build(optimizer, training, total_steps)
+    streams = (material.primary, auxiliary) if auxiliary else (material.primary,)
+    recorder = Recorder(training.observe, model, crew)
+    recorder.require(per_sample=method.per_sample)
+    scores = partial(_scores, model, narrow=training.precision == "bfloat16")
 
     def losses_on(batch: Batch, chosen: Tensor | None = None) -> Tensor:
-        images, labels = batch if chosen is None else (part[chosen] for part in batch)
-        logits = model(images)
-        tally.see(logits, labels)
-        return F.cross_entropy(logits, labels, reduction="none")
+        batch = batch.at(chosen)
+        answers = scores(batch.images)
+        tally.see(answers, batch)
+        return F.cross_entropy(
+            answers, batch.labels, reduction="none", label_smoothing=training.label_smoothing
+        )
 
     def loss_on(batch: Batch) -> Tensor:
         loss = losses_on(batch).mean()
         loss.backward()
+        recorder.passed()
         return loss
 
-    curve: list[Epoch] = []
-    for number in range(1, training.epochs + 1):
+    def loss_in_parts(batch: Batch) -> Tensor:
+        total = torch.zeros((), device=crew.device)
+        for part in batch.parts(training.batch // crew.world):
+            loss = losses_on(part).mean() * (len(part) / len(batch))
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    session = Session(checkpoints, crew, model, optimizer, schedule, streams, recorder)
+    curve = [Epoch(**values) for values in session.resume()]
+    for number in range(len(curve) + 1, training.epochs + 1):
         model.train()
         start = time.perf_counter()
-        tally = Tally()
-        for batch in material.epoch():
+        tally = Tally(crew, apart=recorder.apart)
+        for batch in material.primary.round():
             if method.per_sample:
                 loss = optimizer.step(partial(losses_on, batch))
             elif auxiliary:
-                other = next(auxiliary)
-                loss = optimizer.step(lambda: loss_on(batch), lambda: loss_on(other))
+                other = auxiliary.next()
+                loss = optimizer.step(lambda: loss_on(batch), lambda: loss_in_parts(other))
             else:
                 loss = optimizer.step(lambda: loss_on(batch))
-            tally.stepped(loss, len(batch[1]))
+            tally.stepped(loss, len(batch))
+            recorder.stepped(loss, float(schedule.get_last_lr()[0]), optimizer.cost)
             schedule.step()
+        answers = tally.answers()
         seconds = time.perf_counter() - start
+        crew.agree(model)
+        recorder.ended(answers)
         curve.append(
             Epoch(
-                loss=tally.loss,
-                train_accuracy=tally.accuracy,
-                accuracy=accuracy(model, material.examined, material.examined_labels),
-                passes=optimizer.cost.samples / material.count,
+                loss=answers.loss,
+                train_accuracy=answers.accuracy,
+                accuracy=accuracy(scores, model, material.examined, crew),
+                passes=_joint(optimizer.cost, crew).samples / material.count,
                 seconds=seconds,
             )
         )
-        if watch:
+        session.save(number, [asdict(epoch) for epoch in curve])
+        if watch and crew.leads:
             watch(number, curve[-1])
-    return Run(training, tuple(curve), optimizer.cost, chance=100 / len(data.classes))
-
-
-Batch = tuple[Tensor, Tensor]
-"""Normalised images (b, channels, size, size) and their labels (b,)."""
-
-
-class Material:
-    """The images of one run, and the batches that it draws from them."""
-
-    def __init__(self, training: Training, data: ImageData) -> None:
-        labels = noise.parse(training.noise).labels(data, training.seed)
-        mean, std = moments(data.train_images)
-        augmentation = Augmentation.standard(data.size) if training.augment else None
-        kept = torch.arange(len(labels))
-        examined, self.examined_labels = data.test_images, data.test_labels
-        if training.holdout:
-            held = stratified(
-                labels,
-                round(training.holdout * len(labels)),
-                generator(training.seed, "holdout"),
+    return Run(
+        training,
+        tuple(curve),
+        _joint(optimizer.cost, crew),
+        chance=100 / len(data.classes),
+        examined={
+            name: statistics.fmean(
+                accuracy(asked.of(scores), model, images, crew, asked.top)
+                for images in asked.sets()
             )
-            kept = others(len(labels), held)
-            examined, self.examined_labels = data.train_images[held], labels[held]
-        self.images = Images(data.train_images[kept], mean, std, augmentation)
-        self.labels = labels[kept]
-        self.examined = Images(examined, mean, std)
-        self.batch = training.batch
-        self.auxiliary_batch = max(1, round(training.fraction * training.batch))
-        self.steps = len(kept) // training.batch
-        self.seed = training.seed
-        if not self.steps:
-            raise InputError(
-                f"a batch of {training.batch} is more than the {len(kept)} images to train on: "
-                f"give a smaller --batch"
-            )
-        self._order = generator(self.seed, "order")
-        self._augmentation = generator(self.seed, "augmentation")
-
-    @property
-    def count(self) -> int:
-        """Images in the primary batches of one epoch."""
-        return self.steps * self.batch
-
-    def epoch(self) -> Iterator[Batch]:
-        """Every image at most once, in full batches, in a new order each time."""
-        for rows in _full_batches(len(self.labels), self.batch, self._order):
-            yield self.images.draw(rows, self._augmentation), self.labels[rows]
-
-    def auxiliary(self) -> Iterator[Batch]:
-        """Batches without end from a sampler of their own over the same training images."""
-        order = generator(self.seed, "auxiliary order")
-        augmentation = generator(self.seed, "auxiliary augmentation")
-        while True:
-            for rows in _full_batches(len(self.labels), self.auxiliary_batch, order):
-                yield self.images.draw(rows, augmentation), self.labels[rows]
-
-
-def _full_batches(count: int, size: int, source: torch.Generator) -> tuple[Tensor, ...]:
-    order = torch.randperm(count, generator=source)
-    return order[: count // size * size].view(-1, size).unbind()
+            for name, asked in further.items()
+        },
+        observed=recorder.values,
+        device=crew.name,
+        processes=crew.world,
+    )
 
 
 class Tally:
-    """Loss and accuracy over the primary batches of an epoch, each before its step."""
+    """Loss and answers over the primary batches of an epoch, each before its step.
 
-    def __init__(self) -> None:
-        self._loss = 0.0
-        self._right = 0
-        self._seen = 0
+    Args:
+        crew: over whose ranks it sums.
+        apart: whether images with wrong labels are also counted apart.
+    """
+
+    def __init__(self, crew: Crew, *, apart: bool) -> None:
+        self._crew, self._apart = crew, apart
+        # loss, images, right answers, wrong labels, wrong labels given back
+        self._sums = torch.zeros(5, dtype=torch.float64, device=crew.device)
         self._first = True
 
-    def see(self, logits: Tensor, labels: Tensor) -> None:
+    def see(self, scores: Tensor, batch: Batch) -> None:
         """Count the first evaluation of a step; the later ones are made at other weights."""
-        if self._first:
-            self._right += int((logits.detach().argmax(1) == labels).sum())
-            self._first = False
+        if not self._first:
+            return
+        self._first = False
+        hit = scores.detach().argmax(1) == batch.labels
+        self._sums[2] += hit.sum()
+        if self._apart:
+            self._sums[3] += batch.wrong.sum()
+            self._sums[4] += (hit & batch.wrong).sum()
 
     def stepped(self, loss: Tensor, count: int) -> None:
-        self._loss += float(loss) * count
-        self._seen += count
+        """A step over `count` images has returned its mean `loss`."""
+        self._sums[0] += loss.detach().double() * count
+        self._sums[1] += count
         self._first = True
 
-    @property
-    def loss(self) -> float:
-        return self._loss / self._seen
-
-    @property
-    def accuracy(self) -> float:
-        return 100 * self._right / self._seen
+    def answers(self) -> Answers:
+        """The epoch, once it is over."""
+        return Answers(*map(float, self._crew.total(self._sums)))
 
 
-@torch.inference_mode()
-def accuracy(model: nn.Module, images: Images, labels: Tensor, chunk: int = 500) -> float:
-    """% of `images` that `model`, in evaluation mode, gives their label."""
+Scores = Callable[[Tensor], Tensor]
+"""From images (b, channels, size, size) to float32 (b, classes)."""
+
+
+def _scores(model: nn.Module, images: Tensor, *, narrow: bool) -> Tensor:
+    with torch.autocast(images.device.type, torch.bfloat16) if narrow else nullcontext():
+        return model(images).float()
+
+
+@torch.no_grad()
+def accuracy(scores: Scores, model: nn.Module, images: Set, crew: Crew, top: int = 1) -> float:
+    """% of `images` that `model`, in evaluation mode, gives their label in its `top` guesses."""
     model.eval()
-    right = 0
-    for start in range(0, len(labels), chunk):
-        rows = torch.arange(start, min(start + chunk, len(labels)))
-        right += int((model(images.plain(rows)).argmax(1) == labels[rows]).sum())
-    return 100 * right / len(labels)
+    right = torch.zeros((), dtype=torch.int64, device=crew.device)
+    size = images.chunk * crew.world
+    for start in range(0, len(images), size):
+        rows = torch.arange(start, min(start + size, len(images)))
+        batch = images.plain(rows.tensor_split(crew.world)[crew.rank])
+        answers = scores(batch.images)
+        # of equal scores, argmax takes the first and topk any
+        guesses = answers.topk(top).indices if top > 1 else answers.argmax(1, keepdim=True)
+        right += (guesses == batch.labels.unsqueeze(1)).sum()
+    return 100 * int(crew.total(right)) / len(images)
+
+
+def _joint(cost: Cost, crew: Crew) -> Cost:
+    """What all ranks have cost together; each counts its own samples."""
+    return replace(
+        cost,
+        samples=cost.samples * crew.world,
+        primary_samples=cost.primary_samples * crew.world,
+    )

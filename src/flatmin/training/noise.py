@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flatmin.training import parquet
+from flatmin.training import parquet, sets
 from flatmin.training.data import ImageData
 from flatmin.training.errors import InputError, unknown
 from flatmin.training.seeds import generator
@@ -98,7 +98,7 @@ def human(data: ImageData, column: str, root: Path | None = None) -> Tensor:
             f"human labels belong to cifar10, not to {data.name}: use --data cifar10, "
             f"or a share such as --noise 0.4"
         )
-    folder = parquet.folder_of("cifar10n", root)
+    folder = sets.folder_of("cifar10n", root)
     table = parquet.read_labels(folder, ("clean_label", column))
     rows = data.train_rows
     if len(table["clean_label"]) <= int(rows.max()) or not torch.equal(

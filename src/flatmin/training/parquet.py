@@ -1,94 +1,187 @@
-"""Data sets in Parquet files of the Hugging Face `datasets` layout, under $FLATMIN_DATA."""
+"""Data sets in Parquet files of the Hugging Face `datasets` layout."""
 
 from __future__ import annotations
 
+import bisect
+import hashlib
+import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from flatmin.training.decoding import Form, Part, decode
+from flatmin.training.decoding import Encoded, Form, Held, Part, common_form
 from flatmin.training.errors import InputError
-
-sets: Mapping[str, Form] = {
-    "mnist": Form(1, 28),
-    "cifar10": Form(3, 32),
-    "cifar100": Form(3, 32),
-    "flowers17": Form(3, 64),
-}
-"""The image sets known by name. Only flowers17 differs from its form and is resized to it."""
+from flatmin.training.layouts import Content, tested
+from flatmin.training.memory import most_bytes
 
 
-def folder_of(name: str, root: Path | None = None) -> Path:
-    """The folder of the set `name` under `root`, or under $FLATMIN_DATA.
+def holds(folder: Path) -> bool:
+    """Whether there are Parquet files to train on in `folder` or below."""
+    return any(folder.rglob("train*.parquet"))
 
-    Raises InputError saying how to get the data where it is missing.
+
+def read_images(folder: Path, form: Form | int, names: Sequence[str] = tested) -> Content:
+    """An image set.
+
+    The columns may be called `image` or `img`, and `label` or `fine_label`. Files that
+    take more memory than a data set may are copied once, uncompressed, to the cache, and mapped.
+
+    Args:
+        folder: that holds `train*.parquet` and `test*.parquet`, or below which they are.
+        form: of the images, or the largest side that they may have; see `common_form`.
+        names: under which the test part is looked for, the preferred one first.
+
+    Raises InputError where something is missing or cannot be read.
     """
-    given = root or os.environ.get("FLATMIN_DATA")
-    parts = "train.parquet" if name == "cifar10n" else "train.parquet and test.parquet"
-    recipe = (
-        f"put {parts} (Hugging Face datasets layout) in <folder>/{name} and "
-        f"set FLATMIN_DATA=<folder>"
-    )
-    if not given:
-        raise InputError(f"{name} is read from Parquet files and FLATMIN_DATA is not set: {recipe}")
-    folder = Path(given) / name
-    if not folder.is_dir():
-        raise InputError(f"no data for {name}: {folder} does not exist; {recipe}")
-    return folder
-
-
-def read_images(folder: Path, form: Form) -> tuple[tuple[str, ...], Part, Part]:
-    """Class names, training part and test part of an image set.
-
-    The columns may be called `image` or `img`, and `label` or `fine_label`.
-    """
-    train = _table(folder, "train")
-    label = _column(train, ("label", "fine_label"), folder)
-    training = _part(train, label, form, folder)
-    test = _part(_table(folder, "test"), label, form, folder)
-    return _class_names(train, label, int(training.labels.max()) + 1), training, test
+    train_files = _files(folder, "train")
+    test = next((name for name in names if any(folder.rglob(f"{name}*.parquet"))), names[0])
+    train, label, training = _part(folder, train_files)
+    _, _, testing = _part(folder, _files(folder, test))
+    if isinstance(form, int):
+        form = common_form([*training[1], *testing[1]], form)
+    count = 1 + int(max(training[0].max(), testing[0].max()))
+    classes = _class_names(train, label, count)
+    if min(training[0].min(), testing[0].min()) < 0 or count > len(classes):
+        raise InputError(
+            f"{folder} has labels outside 0 .. {len(classes) - 1}: expected those of its "
+            f"{len(classes)} classes"
+        )
+    return Content(classes, Part.encoded(*training, form), Part.encoded(*testing, form))
 
 
 def read_labels(folder: Path, columns: Sequence[str]) -> dict[str, Tensor]:
     """Integer `columns` of a training part without images, each int64 (n,)."""
-    table = _table(folder, "train", list(columns))
+    table = _table(folder, _files(folder, "train"), list(columns))
     return {name: _integers(table, name) for name in columns}
 
 
-def _part(table: Any, label: str, form: Form, folder: Path) -> Part:
-    import pyarrow.compute as pc
-
-    image = _column(table, ("image", "img"), folder)
-    encoded = cast("Any", pc).struct_field(table.column(image), "bytes")
-
-    def pixels(rows: Tensor) -> Tensor:
-        return decode(encoded.take(rows.numpy()).to_pylist(), form)
-
-    return Part(_integers(table, label), pixels)
+def cache() -> Path:
+    """$FLATMIN_CACHE, or the usual folder for what can be made again."""
+    given = os.environ.get("FLATMIN_CACHE")
+    usual = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(usual) / "flatmin"
 
 
-def _table(folder: Path, part: str, columns: list[str] | None = None) -> Any:
-    import pyarrow as pa
+class _Images(Sequence[Encoded]):
+    """The encoded images in a column of a table, none of them copied before it is asked for."""
+
+    def __init__(self, column: Any, place: str) -> None:
+        self._chunks = cast("list[Any]", column.chunks)
+        self._wrapped = column.type.num_fields > 0  # in a struct with the path
+        self._starts = [0, *itertools.accumulate(len(chunk) for chunk in self._chunks)]
+        self._place = place
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[each] for each in range(*row.indices(len(self)))]
+        chunk = bisect.bisect_right(self._starts, row) - 1
+        value = self._chunks[chunk][row - self._starts[chunk]].as_py()
+        content = cast("bytes | None", value["bytes"] if self._wrapped else value)
+        return Held(content or b"", f"image {row} in {self._place}")
+
+
+def _part(folder: Path, files: Sequence[Path]) -> tuple[Any, str, tuple[Tensor, _Images]]:
     import pyarrow.parquet as pq
 
+    with _Readable(files[0]):
+        found = cast("list[str]", cast("Any", pq).read_schema(files[0]).names)
+    label = _column(found, ("label", "fine_label"), folder)
+    image = _column(found, ("image", "img"), folder)
+    table = _table(folder, files, [image, label])
+    images = _Images(table.column(image), f"{files[0].parent}/{files[0].name.split('-')[0]}")
+    return table, label, (_integers(table, label), images)
+
+
+def _files(folder: Path, part: str) -> list[Path]:
     files = sorted(folder.rglob(f"{part}*.parquet"))
     if not files:
         raise InputError(f"no {part}*.parquet in {folder}: put the Parquet files of the set there")
-    try:
-        tables = [cast("Any", pq).read_table(file, columns=columns) for file in files]
+    return files
+
+
+def _table(folder: Path, files: Sequence[Path], columns: list[str]) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if sum(file.stat().st_size for file in files) > most_bytes():
+        return _mapped(files, columns)
+    tables: list[Any] = []
+    for file in files:
+        with _Readable(file):
+            tables.append(cast("Any", pq).read_table(file, columns=columns))
+    with _Readable(folder):
         return cast("Any", pa).concat_tables(tables)
-    except (cast("type[Exception]", pa.ArrowException), OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{folder}/{part}*.parquet cannot be read: {reason}") from None
 
 
-def _column(table: Any, names: Sequence[str], folder: Path) -> str:
-    found = cast("list[str]", table.column_names)
+def _mapped(files: Sequence[Path], columns: list[str]) -> Any:
+    """The tables of `files`, mapped from a copy in the cache that can be read anywhere at once."""
+    import pyarrow as pa
+
+    known = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    digest = hashlib.sha256(json.dumps([known, columns]).encode()).hexdigest()[:16]
+    copy = cache() / "parquet" / f"{digest}.arrow"
+    if not copy.exists():
+        _copy(files, columns, copy)
+    return cast("Any", pa).ipc.open_file(cast("Any", pa).memory_map(str(copy))).read_all()
+
+
+def _copy(files: Sequence[Path], columns: list[str], copy: Path) -> None:
+    """Write an Arrow file, whole or not at all."""
+    import pyarrow as pa
+
+    partial = copy.with_suffix(f".{uuid.uuid4().hex}")
+    batches = itertools.chain.from_iterable(_batches(file, columns) for file in files)
+    first = next(batches)
+    try:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with cast("Any", pa).ipc.new_file(str(partial), first.schema) as writer:
+            for batch in itertools.chain([first], batches):
+                writer.write_batch(batch)
+        partial.replace(copy)
+    except OSError as error:
+        raise InputError(
+            f"{files[0].parent} does not fit in memory and cannot be copied to {copy.parent} "
+            f"({error.strerror or error}): make room, or set FLATMIN_CACHE to another folder"
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _batches(file: Path, columns: list[str]) -> Iterator[Any]:
+    import pyarrow.parquet as pq
+
+    with _Readable(file), cast("Any", pq).ParquetFile(file) as content:
+        for batch in content.iter_batches(batch_size=256, columns=columns):
+            yield batch.select(columns)
+
+
+class _Readable:
+    """Whatever is wrong with a Parquet file becomes one line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        import pyarrow as pa
+
+        if isinstance(error, (cast("type[Exception]", pa.ArrowException), OSError)):
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{self._path} cannot be read: {reason}") from None
+
+
+def _column(found: Sequence[str], names: Sequence[str], folder: Path) -> str:
     for name in names:
         if name in found:
             return name

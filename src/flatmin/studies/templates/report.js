@@ -1,13 +1,32 @@
 "use strict";
 (() => {
-  const data = JSON.parse(document.getElementById("figures").textContent);
-  const methods = data.methods.map((method, i) => ({
-    ...method, color: `--m${i % 8}`, dash: ["solid", "dash", "dot"][Math.floor(i / 8) % 3], shown: true,
-  }));
+  const all = (within, selector) => [...within.querySelectorAll(selector)];
   const look = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const faint = (hex, alpha) =>
     `rgba(${[1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)).join()},${alpha})`;
 
+  // What is shown: by the filters of the page, by the legend and the setting of each sheet.
+  const off = { group: new Set(), method: new Set(), axis: {}, words: [] };
+  const hidden = (axes, labels) => axes.some((name, i) => off.axis[name]?.has(labels[i]));
+
+  const sheets = JSON.parse(document.getElementById("figures").textContent).map((data, i) => ({
+    ...data,
+    root: all(document, ".sheet")[i],
+    names: data.axes.map((axis) => axis.name),
+    at: data.axes.map((axis) => axis.labels[0]),
+    methods: data.methods.map((title, k) => ({
+      title, color: `--m${k % 8}`, dash: ["solid", "dash", "dot"][Math.floor(k / 8) % 3], shown: true,
+    })),
+    near: i === 0,
+  }));
+
+  const lines = (sheet, setting) => (setting?.lines ?? [])
+    .map((line) => ({ ...line, ...sheet.methods[line.method] }))
+    .filter((line) => line.shown && !off.method.has(line.title));
+  const chosen = (sheet) =>
+    sheet.settings.find((setting) => setting.labels.every((label, i) => label === sheet.at[i]));
+
+  // Plots: each kind makes traces, a layout and perhaps a height.
   const axis = (title, more = {}) => ({
     title: { text: title, standoff: 8 }, color: look("--soft"), gridcolor: look("--line"),
     linecolor: look("--line"), zeroline: false, automargin: true, fixedrange: true, ...more,
@@ -24,97 +43,207 @@
     annotations: text ? [{ x: at, y: 0, yref: "paper", yanchor: "bottom", xanchor: "left", xshift: 4,
       showarrow: false, text, font: { size: 12, color: look("--soft") } }] : [],
   });
+  const number = (text) => (/^-?\d+(\.\d+)?( ?%)?$/.test(text) ? parseFloat(text) : NaN);
+  const ticks = (values) => [...new Set(values)].sort((a, b) => a - b)
+    .filter((value, i, sorted) => i === 0 || value / sorted[i - 1] > 1.3);
+  const wide = (values) => Math.min(...values) > 0 && Math.max(...values) / Math.min(...values) >= 8;
 
-  const curve = (method, x) => {
-    const { mean, sd } = method.curve, color = look(method.color);
-    const upper = mean.map((value, i) => value + sd[i]), lower = mean.map((value, i) => value - sd[i]);
+  const curve = (line, name, over) => {
+    const band = line.curves[name];
+    if (!band) return [];
+    const place = band.x ?? (over === "passes" ? line.passes : band.mean.map((_, i) => i + 1));
+    const kept = band.mean.map((_, i) => i).filter((i) => band.mean[i] !== null && place[i] !== null);
+    const x = kept.map((i) => place[i]), mean = kept.map((i) => band.mean[i]), color = look(line.color);
+    const upper = kept.map((i) => band.mean[i] + band.sd[i]);
+    const lower = kept.map((i) => band.mean[i] - band.sd[i]);
     return [
       { x: [...x, ...[...x].reverse()], y: [...upper, ...lower.reverse()], fill: "toself", mode: "lines",
         line: { width: 0 }, fillcolor: faint(color, 0.13), hoverinfo: "skip" },
-      { x, y: mean, mode: x.length > 12 ? "lines" : "lines+markers", name: method.title,
-        line: { color, width: 2, dash: method.dash }, marker: { color, size: 6 },
-        hovertemplate: "%{fullData.name}: %{y:.1f} %<extra></extra>" },
+      { x, y: mean, mode: x.length > 12 ? "lines" : "lines+markers", name: line.title,
+        line: { color, width: 2, dash: line.dash }, marker: { color, size: 6 },
+        hovertemplate: "%{fullData.name}: %{y:.4~g}<extra></extra>" },
     ];
   };
 
-  const plots = {
-    "plot-difference": (shown) => {
-      const rows = shown.filter((method) => method.difference).reverse();
+  // The axis to draw over: of numbers, if there is one, and of those the longest.
+  const longest = (sheet) => {
+    const rank = ({ labels }) => (labels.some((label) => isNaN(number(label))) ? 0 : 1000) + labels.length;
+    return sheet.axes.reduce((best, _, i) => (rank(sheet.axes[i]) > rank(sheet.axes[best]) ? i : best), 0);
+  };
+
+  const kinds = {
+    across: (sheet) => {
+      const over = longest(sheet);
+      const here = sheet.settings.filter((setting) => !hidden(sheet.names, setting.labels)
+        && setting.labels.every((label, i) => i === over || label === sheet.at[i]));
+      const labels = here.map((setting) => setting.labels[over]);
+      const values = labels.map(number), counted = values.every((value) => !isNaN(value));
+      const count = sheet.methods.length;
+      const place = (i, k) => (counted ? values[i] : i + ((k - (count - 1) / 2) * 0.7) / count);
+      const drawn = (k, pick, more) => {
+        const found = here.map((setting, i) => [place(i, k), pick(lines(sheet, setting).find((line) => line.method === k))])
+          .filter(([, value]) => value && value.mean !== null);
+        return { x: found.map(([x]) => x), y: found.map(([, value]) => value.mean),
+          error_y: { type: "data", array: found.map(([, value]) => value.sd ?? 0), width: 3, thickness: 1.2, color: more.marker.color },
+          mode: counted ? "lines+markers" : "markers", ...more };
+      };
+      const traces = sheet.methods.flatMap((method, k) => {
+        const color = look(method.color), dashed = { color, width: 1, dash: "dot" };
+        return [
+          drawn(k, (line) => line?.value, { name: method.title, line: { color, width: 2, dash: method.dash },
+            marker: { color, size: 8 }, hovertemplate: `${method.title}: %{y:.4~g}<extra></extra>` }),
+          drawn(k, (line) => line?.paper, { line: dashed, marker: { color, size: 9, symbol: "circle-open", line: { width: 1.5 } },
+            hovertemplate: `${method.title} in the paper: %{y:.4~g}<extra></extra>` }),
+        ];
+      });
+      const log = counted && wide(values), numbers = ticks(values);
+      const x = counted
+        ? { type: log ? "log" : "linear", tickvals: log ? numbers : values, ticktext: (log ? numbers : values).map(String) }
+        : { tickvals: labels.map((_, i) => i), ticktext: labels, range: [-0.6, labels.length - 0.4], showgrid: false };
+      return [traces, layout(axis(sheet.names[over], x), axis(""))];
+    },
+    difference: (sheet) => {
+      const rows = lines(sheet, chosen(sheet)).filter((line) => line.difference).reverse();
       return [
-        rows.flatMap((method) => {
-          const { mean, low, high, seeds } = method.difference, color = look(method.color);
+        rows.flatMap((line) => {
+          const { mean, low, high, seeds, paper } = line.difference, color = look(line.color);
           const bar = low === null ? undefined
             : { type: "data", symmetric: false, array: [high - mean], arrayminus: [mean - low], color, thickness: 2, width: 5 };
           return [
-            { x: seeds, y: seeds.map(() => method.title), mode: "markers",
+            { x: seeds, y: seeds.map(() => line.title), mode: "markers",
               marker: { color: faint(color, 0.4), size: 7 }, hovertemplate: "%{x:+.1f}<extra></extra>" },
-            { x: [mean], y: [method.title], mode: "markers", marker: { color, size: 11, symbol: "diamond" },
-              error_x: bar, hovertemplate: `${method.title}: %{x:+.1f}<extra></extra>` },
+            { x: [mean], y: [line.title], mode: "markers", marker: { color, size: 11, symbol: "diamond" },
+              error_x: bar, hovertemplate: `${line.title}: %{x:+.1f}<extra></extra>` },
+            { x: paper === null ? [] : [paper], y: paper === null ? [] : [line.title], mode: "markers",
+              marker: { color, size: 12, symbol: "circle-open", line: { width: 2 } },
+              hovertemplate: `${line.title} in the paper: %{x:+.1f}<extra></extra>` },
           ];
         }),
         layout(axis("points"), axis("", { type: "category", color: look("--ink") }), upright(0)),
         `${4.5 + 2.1 * rows.length}rem`,
       ];
     },
-    "plot-epochs": (shown) => [
-      shown.flatMap((method) => curve(method, method.curve.mean.map((_, i) => i + 1))),
-      layout(axis("epoch"), axis(""), { hovermode: "x unified" }),
-    ],
-    "plot-cost": (shown) => [
-      shown.flatMap((method) => curve(method, method.curve.passes)),
-      layout(axis("passes"), axis(""), upright(data.commonCost, "equal cost")),
-    ],
-    "plot-tuning": (shown) => [
-      shown.filter((method) => method.tuning).flatMap((method) => {
-        const { rho, accuracy, chosen } = method.tuning, color = look(method.color);
-        return [
-          { x: rho, y: accuracy, mode: "lines+markers", name: method.title,
-            line: { color, width: 2, dash: method.dash }, marker: { color, size: 6 },
-            hovertemplate: `${method.title}, ρ = %{x}: %{y:.1f} %<extra></extra>` },
-          { x: [chosen], y: [accuracy[rho.indexOf(chosen)]], mode: "markers", hoverinfo: "skip",
-            marker: { symbol: "circle-open", color, size: 15, line: { width: 2 } } },
-        ];
-      }),
-      layout(axis("ρ", { type: "log", tickvals: ticks(), ticktext: ticks().map(String) }), axis("")),
-    ],
+    curve: (sheet, { curve: name, x: over }) => {
+      const setting = chosen(sheet);
+      return [
+        lines(sheet, setting).flatMap((line) => curve(line, name, over)),
+        over === "passes"
+          ? layout(axis("passes"), axis(""), setting ? upright(setting.commonCost, "equal cost") : {})
+          : layout(axis("epoch"), axis(""), { hovermode: "x unified" }),
+      ];
+    },
+    tuning: (sheet) => {
+      const tuned = lines(sheet, chosen(sheet)).filter((line) => line.tuning);
+      const radii = ticks(tuned.flatMap((line) => line.tuning.rho));
+      return [
+        tuned.flatMap((line) => {
+          const { rho, accuracy, chosen: best } = line.tuning, color = look(line.color);
+          return [
+            { x: rho, y: accuracy, mode: "lines+markers", name: line.title,
+              line: { color, width: 2, dash: line.dash }, marker: { color, size: 6 },
+              hovertemplate: `${line.title}, ρ = %{x}: %{y:.1f} %<extra></extra>` },
+            { x: [best], y: [accuracy[rho.indexOf(best)]], mode: "markers", hoverinfo: "skip",
+              marker: { symbol: "circle-open", color, size: 15, line: { width: 2 } } },
+          ];
+        }),
+        layout(axis("ρ", { type: "log", tickvals: radii, ticktext: radii.map(String) }), axis("")),
+      ];
+    },
   };
-  const ticks = () => [...new Set(methods.flatMap((method) => method.tuning?.rho ?? []))].sort((a, b) => a - b)
-    .filter((rho, i, all) => i === 0 || rho / all[i - 1] > 1.3);
 
   let printing = false;
-  const draw = () => {
-    const shown = methods.filter((method) => method.shown);
-    for (const [id, plot] of Object.entries(plots)) {
-      const place = document.getElementById(id);
-      if (!place) continue;
-      const [traces, frame, height] = plot(shown);
+  const draw = (sheet) => {
+    if (sheet.root.hidden || !(sheet.near || printing)) return;
+    for (const place of all(sheet.root, ".plot")) {
+      const [traces, frame, height] = kinds[place.dataset.kind](sheet, place.dataset);
       if (height) place.style.height = height;
       if (printing) Object.assign(frame, { width: place.clientWidth, height: place.clientHeight });
       Plotly.react(place, traces, frame, { displayModeBar: false, responsive: true });
     }
   };
 
-  const legend = document.getElementById("legend");
-  for (const method of methods) {
+  // The controls of each sheet.
+  const checkbox = (method, changed) => {
     const label = document.createElement("label"), box = document.createElement("input");
+    const swatch = document.createElement("span");
     box.type = "checkbox";
     box.checked = true;
     label.style.setProperty("--c", `var(${method.color})`);
-    box.addEventListener("change", () => { method.shown = box.checked; draw(); });
-    const swatch = document.createElement("span");
     swatch.className = "swatch";
+    box.addEventListener("change", () => { method.shown = box.checked; changed(); });
     label.append(box, swatch, method.title);
-    legend.append(label);
+    return label;
+  };
+  for (const sheet of sheets) {
+    const plots = sheet.root.querySelector(".plots");
+    if (!plots) continue;
+    plots.querySelector(".legend").append(...sheet.methods
+      .filter((_, k) => sheet.settings.some((setting) => setting.lines.some((line) => line.method === k)))
+      .map((method) => checkbox(method, () => draw(sheet))));
+    all(plots, "select").forEach((select, i) => {
+      select.value = sheet.at[i];
+      select.addEventListener("change", () => { sheet.at[i] = select.value; draw(sheet); });
+    });
+    plots.hidden = false;
   }
-  if (!methods.some((method) => method.difference)) document.getElementById("figure-difference").remove();
-  document.getElementById("plots").hidden = false;
-  draw();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  const seen = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) {
+      const sheet = sheets.find(({ root }) => root === target);
+      if (isIntersecting && !sheet.near) { sheet.near = true; draw(sheet); }
+    }
+  }, { rootMargin: "600px" });
+  sheets.forEach((sheet) => seen.observe(sheet.root));
+
+  // The filters of the page.
+  const filter = () => {
+    for (const [i, sheet] of sheets.entries()) {
+      const { group = "", words = "" } = sheet.root.dataset, text = words.toLowerCase();
+      const groups = all(sheet.root, "tbody[data-labels]");
+      for (const body of groups) body.hidden = hidden(sheet.names, JSON.parse(body.dataset.labels));
+      for (const row of all(sheet.root, "tr[data-method]")) row.hidden = off.method.has(row.dataset.method);
+      sheet.root.hidden = off.group.has(group) || !off.words.every((word) => text.includes(word))
+        || (groups.length > 0 && groups.every((body) => body.hidden))
+        || (sheet.methods.length > 0 && sheet.methods.every(({ title }) => off.method.has(title)));
+      all(sheet.root, "select").forEach((select, k) => {
+        for (const option of select.options) option.disabled = !!off.axis[select.dataset.axis]?.has(option.value);
+        if (select.selectedOptions[0]?.disabled) {
+          select.value = [...select.options].find((option) => !option.disabled)?.value ?? select.value;
+          sheet.at[k] = select.value;
+        }
+      });
+      const entry = document.querySelector(`[data-entry="${i}"]`);
+      if (entry) entry.hidden = sheet.root.hidden;
+      draw(sheet);
+    }
+    for (const body of all(document, ".contents tbody"))
+      body.hidden = all(body, "[data-entry]").every((entry) => entry.hidden);
+    const left = sheets.filter((sheet) => !sheet.root.hidden).length;
+    document.getElementById("filtered").textContent = left < sheets.length ? `${left} of ${sheets.length} shown` : "";
+  };
+  const filters = document.getElementById("filters");
+  if (filters && filters.querySelector("input")) {
+    for (const fieldset of all(filters, "fieldset")) {
+      const { filter: kind, axis: name } = fieldset.dataset;
+      const set = kind === "axis" ? (off.axis[name] = new Set()) : off[kind];
+      for (const box of all(fieldset, "input"))
+        box.addEventListener("change", () => { set[box.checked ? "delete" : "add"](box.value); filter(); });
+    }
+    document.getElementById("find")?.addEventListener("input", ({ target }) => {
+      off.words = target.value.toLowerCase().split(/\s+/).filter(Boolean);
+      filter();
+    });
+    filters.addEventListener("submit", (event) => event.preventDefault());
+    filters.reset(); // a browser keeps what was ticked when the page is loaded again
+    filters.hidden = false;
+  }
+
+  sheets.forEach(draw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => sheets.forEach(draw));
   const print = (begin) => () => {
     printing = begin;
     document.documentElement.classList.toggle("printing", begin);
-    document.querySelector("details").open = begin;
-    draw();
+    if (sheets.length === 1) for (const more of all(document, "section details")) more.open = begin;
+    sheets.forEach(draw);
   };
   addEventListener("beforeprint", print(true));
   addEventListener("afterprint", print(false));

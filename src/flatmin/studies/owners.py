@@ -1,0 +1,56 @@
+"""Which process has taken up a run, and whether it is still there."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from flatmin.studies import source
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process, told from every other one that has had or will have its number.
+
+    Fields:
+        machine: as by `flatmin.studies.source.machine`.
+        pid: its number there.
+        born: when the system started it, in the system's ticks; empty where that is not told.
+    """
+
+    machine: str
+    pid: int
+    born: str
+
+    @classmethod
+    def here(cls) -> Owner:
+        """The process that asks."""
+        return cls(source.machine(), os.getpid(), _born(os.getpid()) or "")
+
+    @property
+    def gone(self) -> bool:
+        """Whether it has certainly ended; of another machine's processes nothing is certain."""
+        if self.machine != source.machine():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return _born(self.pid) != (self.born or None)
+
+    def __str__(self) -> str:
+        return f"{self.machine} process {self.pid}"
+
+
+def _born(pid: int) -> str | None:
+    """Start time of a process in ticks; None if it has ended or nothing is known."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # the name, in parentheses, may hold anything; the state comes after it, the start 19 later
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else fields[19]

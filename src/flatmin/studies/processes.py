@@ -1,0 +1,170 @@
+"""Workers as processes of this machine: started together, replaced when they die."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+
+from flatmin.studies import source
+from flatmin.studies.places import Place
+from flatmin.studies.store import Store
+from flatmin.studies.worker import Craft, Plan, work
+from flatmin.training.errors import InputError
+
+_hopeless = 5
+"""Deaths of a worker in a row, without anything finished, after which no other is started."""
+
+
+def run(
+    store: Store,
+    plan: Plan,
+    craft: Craft,
+    count: int,
+    tick: Callable[[Store], None] | None = None,
+    *,
+    pause: float = 0.25,
+) -> None:
+    """Work on a plan in `count` processes until it is done.
+
+    `tick` is called every `pause` seconds with the store as it is by then. A worker that dies is
+    replaced, and its cell taken up again. However this ends, the workers end with it. Raises
+    InputError where no worker can go on.
+    """
+    team: list[_Member] = []
+    deaths, progress = 0, -1
+    count = min(count, plan.total - len(store.rows))
+    try:
+        team.extend(_Member(store.place, plan, craft, index) for index in range(count))
+        while team:
+            ready = wait([member.process.sentinel for member in team], timeout=pause)
+            store.refresh()
+            if len(store.rows) != progress:
+                deaths, progress = 0, len(store.rows)
+            for member in [m for m in team if m.process.sentinel in ready]:
+                team.remove(member)
+                ended = member.ended()
+                if not ended:
+                    continue
+                deaths += 1
+                if deaths > _hopeless * count:
+                    raise InputError(f"every worker dies ({ended}): see what it says above")
+                member.bury(store, ended)
+                team.append(_Member(store.place, plan, craft, member.index))
+            if tick is not None:
+                tick(store)
+    finally:
+        for member in team:
+            member.stop()
+    store.refresh()
+
+
+def usual() -> int:
+    """How many workers a machine takes: one for each GPU, or for each core."""
+    return torch.cuda.device_count() or os.cpu_count() or 1
+
+
+_used_later = (
+    "flatmin.studies.trainer",
+    "optuna.storages._rdb.models",
+    "alembic.command",
+    "sqlalchemy.dialects.sqlite",
+    "sqlalchemy.dialects.postgresql",
+)
+"""What a worker would import first of all; a module that is not there is passed over."""
+
+
+class _Member:
+    """The parent's side of one worker."""
+
+    def __init__(self, place: Place, plan: Plan, craft: Craft, index: int) -> None:
+        context = _context()
+        self.index = index
+        self._pipe, theirs = context.Pipe()
+        arguments = (theirs, place, plan, craft, index)
+        self.process = context.Process(target=_work, args=arguments, daemon=True)
+        with _interrupts_ignored():  # a child is born with what its parent ignores
+            self.process.start()
+        theirs.close()  # so that the end of either process is the end of the pipe
+
+    def ended(self) -> str:
+        """How it died; empty if it left because all was done. Raises what it could not mend."""
+        self.process.join()
+        with suppress(EOFError, OSError):
+            if self._pipe.poll():
+                raise InputError(self._pipe.recv())
+        self._pipe.close()
+        code = self.process.exitcode or 0
+        if code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        return f"exit status {code}" if code else ""
+
+    def bury(self, store: Store, how: str) -> None:
+        """Let others take up the cell that it was at."""
+        for cell in list(store.running.values()):
+            if cell.owner.pid == self.process.pid and cell.owner.machine == source.machine():
+                store.release(cell, f"its worker died ({how})")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.join()
+        self._pipe.close()
+
+
+def _context() -> Any:
+    """Workers are forked from a server that has imported everything once, where that is offered."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, *_used_later])
+    return context
+
+
+@contextmanager
+def _interrupts_ignored() -> Generator[None, None, None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _work(pipe: Connection[Any, Any], place: Place, plan: Plan, craft: Craft, index: int) -> None:
+    """The child's side. Any number of children gives the same rows: each has one thread."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    threading.Thread(target=_outlive_nobody, args=(pipe,), daemon=True).start()
+    warnings.simplefilter("ignore", RuntimeWarning)  # skipped steps are counted and reported
+    torch.set_num_threads(1)
+    _share_devices(index)
+    try:
+        work(Store.join(place, allow_mixed=True), plan, craft)
+    except InputError as error:
+        pipe.send(str(error))
+        sys.exit(2)
+
+
+def _outlive_nobody(pipe: Connection[Any, Any]) -> None:
+    """End this process when its parent has ended, even by a kill."""
+    with suppress(OSError):
+        pipe.poll(None)  # nothing ever comes but the end
+    os._exit(1)
+
+
+def _share_devices(index: int) -> None:
+    """Give each worker a GPU of its own as long as there are some."""
+    count = torch.cuda.device_count()
+    if count:
+        named = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
+        os.environ["CUDA_VISIBLE_DEVICES"] = named.split(",")[index % count]

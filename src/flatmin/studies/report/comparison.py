@@ -1,0 +1,105 @@
+"""The page of `flatmin compare`: the verdict, the table, the curves, how to do it again."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from flatmin.studies import compare, contenders, files, text
+from flatmin.studies.compare import Comparison, Outcome
+from flatmin.studies.report import pages, sheets
+from flatmin.studies.summary import Line, Summary, remarks, verdict
+from flatmin.training import noise
+
+
+def save(outcome: Outcome, summary: Summary, path: Path) -> None:
+    """Write the report of `outcome` to `path`, whole or not at all."""
+    files.write(path, render(outcome, summary))
+
+
+def render(outcome: Outcome, summary: Summary) -> str:
+    """The report as one HTML document."""
+    comparison = outcome.comparison
+    said = remarks(comparison, summary)
+    return pages.page(
+        "compare.html",
+        [sheets.of_summary(comparison, summary, said, outcome.store.rows)],
+        subject=subject(outcome),
+        verdict=verdict(summary),
+        comparison=comparison,
+        common_cost=summary.common_cost,
+        held_out=_held_out(outcome),
+        grid=_grid(comparison),
+        error=_error(outcome),
+        results=pages.script(results(outcome, summary)),
+    )
+
+
+def as_json(outcome: Outcome, summary: Summary) -> str:
+    """What `results.json` holds, and the table, as one line of JSON."""
+    runs = [row.model_dump() for row in outcome.store.rows.values()]
+    return files.as_json({**results(outcome, summary), "runs": runs})
+
+
+def results(outcome: Outcome, summary: Summary) -> dict[str, Any]:
+    """The table as data, small enough to stand in the report and to be printed."""
+    return {
+        "verdict": str(verdict(summary)),
+        "remarks": remarks(outcome.comparison, summary),
+        "identity": outcome.store.identity,
+        "common_cost": summary.common_cost,
+        "methods": [_as_data(line) for line in summary.lines],
+    }
+
+
+def subject(outcome: Outcome) -> str:
+    """What was learned from: "digits: 1,437 training and 360 test images, …"."""
+    comparison, data = outcome.comparison, outcome.data
+    found = noise.parse(comparison.noise)
+    if isinstance(found, noise.Human):
+        labels = f"human labels ({found.column})"
+    elif found.share:
+        labels = f"{found.share:.0%} of the training labels wrong".replace("%", " %")
+    else:
+        labels = "labels as they are"
+    return (
+        f"{Path(data.name).name}: {len(data.train_labels):,} training and "
+        f"{len(data.test_labels):,} test images of {data.size} × {data.size} pixels in "
+        f"{len(data.classes)} classes, {labels}"
+    )
+
+
+def _held_out(outcome: Outcome) -> int:
+    return round(contenders.holdout * len(outcome.data.train_labels))
+
+
+def _grid(comparison: Comparison) -> str:
+    if comparison.rho:
+        return text.shown(comparison.rho)
+    return f"{', '.join(f'{factor:g}' for factor in compare.tuning_factors)} times its default"
+
+
+def _error(outcome: Outcome) -> float:
+    """Standard error, in points, of a mean held-out accuracy: that of the best one found."""
+    comparison, rows = outcome.comparison, outcome.store.rows
+    found = [a for m in comparison.methods for a in comparison.judged(m, rows).values()]
+    share = max(found, default=0.0) / 100
+    return 100 * math.sqrt(share * (1 - share) / (_held_out(outcome) * comparison.tuning_seeds))
+
+
+def _as_data(line: Line) -> dict[str, Any]:
+    return {
+        "method": line.method,
+        "rho": line.rho,
+        "accuracy": {"mean": line.value.mean, "sd": line.value.sd, "n": line.value.n},
+        "accuracy_by_seed": line.by_seed,
+        "difference": None if line.difference is None else vars(line.difference),
+        "accuracy_at_common_cost": line.at_equal_cost.mean,
+        "train_accuracy": line.mean("train_accuracy"),
+        "gradient_cost": line.ratio,
+        "share_perturbed": line.mean("share"),
+        "radius": line.mean("radius"),
+        "seconds_per_epoch": line.mean("seconds_per_epoch"),
+        "troubles": line.troubles,
+    }

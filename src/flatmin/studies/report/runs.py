@@ -1,0 +1,118 @@
+"""Runs to report on: where they are, and what they have by now."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from flatmin.studies import archive
+from flatmin.studies.archive import Known
+from flatmin.studies.places import Place
+from flatmin.studies.rows import Row
+from flatmin.studies.store import Failed, Store
+from flatmin.training.errors import InputError
+
+_marks = ("study.db", "storage.json", "results.json")
+"""A folder with one of these holds a run; the first one found is read."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run as it is at one moment.
+
+    Fields:
+        where: its folder or URL.
+        plan: what there is to do.
+        rows: what has been done, by key.
+        failures: the runs given up.
+        running: how many are at work.
+    """
+
+    where: str
+    plan: Known
+    rows: Mapping[str, Row]
+    failures: tuple[Failed, ...] = ()
+    running: int = 0
+
+
+def records(places: Sequence[str]) -> list[Record]:
+    """What is in `places`, in their order: folders of runs, folders that hold such, URLs.
+
+    Raises InputError where there is no run, or none of them has a finished row.
+    """
+    paths = dict.fromkeys(path for place in places for path in _runs(place))
+    found = [_read(path) for path in paths]
+    if not any(record.rows for record in found):
+        one = found[0].where if len(found) == 1 else f"any of the {len(found)} runs"
+        raise InputError(
+            f"no training run of {one} has finished yet: `flatmin status` tells how far it is"
+        )
+    return found
+
+
+def folder(places: Sequence[str]) -> Path:
+    """Where a report on `places` is put: in the only folder, or else in the current one."""
+    if len(places) > 1 or "://" in places[0]:
+        return Path()
+    given = Path(places[0])
+    return given if given.is_dir() else given.parent
+
+
+def _runs(place: str) -> Iterator[str]:
+    if "://" in place:
+        yield place
+        return
+    top = Path(place)
+    if top.name in _marks and top.is_file():
+        top = top.parent
+    if not top.is_dir():
+        raise InputError(f"there is no folder {place}: give that of a run, or one that holds runs")
+    found = sorted(_below(top), key=_naturally)
+    if not found:
+        raise InputError(f"no run in {place}: `flatmin run` and `flatmin compare` make some")
+    yield from map(str, found)
+
+
+def _below(top: Path) -> Iterator[Path]:
+    """The folders of runs, not looking for runs inside runs."""
+    for folder, inside, files in os.walk(top):
+        if any(mark in files for mark in _marks):
+            inside.clear()
+            yield Path(folder)
+        inside[:] = [name for name in inside if not name.startswith(".")]
+
+
+def _naturally(path: Path) -> list[tuple[int, str]]:
+    """Table 2 before Table 10."""
+    words = str(path).replace("/", "-").split("-")
+    return [(int(word), "") if word.isdigit() else (-1, word) for word in words]
+
+
+def _read(path: str) -> Record:
+    folder = Path(path)
+    if "://" not in path and not any((folder / mark).exists() for mark in _marks[:2]):
+        return _exported(folder / "results.json")
+    store = Store.join(Place.of(path), allow_mixed=True)
+    plan = archive.restored(store.plan)
+    return Record(
+        path, plan, store.rows, tuple(store.failures.values()), running=len(store.running)
+    )
+
+
+def _exported(path: Path) -> Record:
+    """From the file that is written when a command ends, where its database is not at hand."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        rows = [Row.model_validate(row) for row in content["runs"]]
+        plan = content["plan"]
+    except (OSError, ValueError, ValidationError, KeyError, TypeError):
+        raise InputError(
+            f"{path} is no file that `flatmin run` or `flatmin compare` has written: remove it, "
+            f"or run them again"
+        ) from None
+    return Record(str(path.parent), archive.restored(plan), {row.key: row for row in rows})

@@ -1,0 +1,207 @@
+"""The table of a report as text: every page, whatever its format, shows the same cells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from flatmin.studies import text
+from flatmin.studies.beside import Block
+from flatmin.studies.measures import heading
+from flatmin.studies.summary import Line, Summary
+
+costs = ("ratio", "passes", "share", "radius", "train_accuracy", "seconds_per_epoch")
+"""What stands in every table, if it is not what the table is about."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """What stands above the cells of a column."""
+
+    title: str
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Ours, and beneath it the paper's; both may be empty."""
+
+    ours: str
+    paper: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method in one setting.
+
+    Fields:
+        title: of the method.
+        rank: "best" for the leader, "level" for what the seeds do not tell from it, or empty.
+        cells: one for each column but that of the method.
+        troubles: why its numbers should not be taken at face value.
+    """
+
+    title: str
+    rank: str
+    cells: tuple[Cell, ...]
+    troubles: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """One setting: its labels on the axes that have several, and its methods."""
+
+    labels: tuple[str, ...]
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns, the first of which names the method, and the entries below them."""
+
+    columns: tuple[Column, ...]
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns there are.
+
+    Fields:
+        measures: of the recipe, first things first.
+        axes: those with several labels.
+        first, sam: methods to which differences are taken; None for none.
+        costs: which of `costs` to show.
+        beside: whether our values are as comparable to the paper's as their difference is.
+        runs: whether to say how many runs there are.
+        rho: how the radii came about.
+    """
+
+    measures: tuple[str, ...]
+    axes: tuple[str, ...]
+    first: str | None
+    sam: str | None
+    costs: tuple[str, ...]
+    beside: bool
+    runs: bool
+    rho: str
+
+    @property
+    def others(self) -> list[str]:
+        """To which differences are taken."""
+        return [other for other in (self.first, self.sam) if other is not None]
+
+    @property
+    def equal_cost(self) -> bool:
+        """Whether there are methods to compare at equal gradient cost."""
+        return self.first is not None and heading(self.measures[0]).accuracy
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """Measures with columns of their own, besides the first."""
+        return tuple(name for name in self.measures[1:] if name not in self.costs)
+
+    @property
+    def last(self) -> tuple[str, ...]:
+        """What stands behind the radius."""
+        return tuple(name for name in self.costs if name != self.measures[0])
+
+
+def table(layout: Layout, blocks: Iterable[Block]) -> Table:
+    """The cells of all blocks."""
+    every = list(blocks)
+    costs = [block.summary.common_cost for block in every]
+    return Table(
+        tuple(_columns(layout, costs)),
+        tuple(
+            Group(
+                tuple(block.position[axis] for axis in layout.axes),
+                tuple(_entry(layout, block, line) for line in block.summary.lines),
+            )
+            for block in every
+        ),
+    )
+
+
+def _columns(layout: Layout, costs: Sequence[float]) -> Iterable[Column]:
+    first = heading(layout.measures[0])
+    points = "points, 95 % interval" if first.accuracy else "95 % interval"
+    yield Column("Method")
+    yield Column(first.title, f"{first.unit}, mean ± sd")
+    if layout.runs:
+        yield Column("Runs")
+    if layout.beside:
+        yield Column("Ours − paper")
+    for other in layout.others:
+        yield Column(f"Difference to {other}", points)
+    if layout.equal_cost:
+        known = sorted({f"{cost:.0f}" for cost in costs if math.isfinite(cost)}, key=float)
+        after = known[0] if len(known) == 1 else " to ".join((*known[:1], *known[-1:]))
+        yield Column("At equal cost", f"%, after {after} passes" if known else "%")
+    for measure in layout.further:
+        yield _column(measure)
+    yield Column("ρ", layout.rho)
+    for measure in layout.last:
+        yield _column(measure)
+
+
+def _column(measure: str) -> Column:
+    named = heading(measure)
+    return Column(named.title, named.unit)
+
+
+def _entry(layout: Layout, block: Block, line: Line) -> Entry:
+    return Entry(
+        line.title,
+        _rank(block.summary, line),
+        tuple(_cells(layout, block, line)),
+        tuple(line.troubles),
+    )
+
+
+def _rank(summary: Summary, line: Line) -> str:
+    if not heading(line.measure).accuracy or not summary.repeated:
+        return ""
+    if line is summary.best:
+        return "best"
+    return "level" if line in summary.rivals else ""
+
+
+def _cells(layout: Layout, block: Block, line: Line) -> Iterable[Cell]:
+    printed = block.paper(line)
+    digits = heading(line.measure).digits
+    yield Cell(text.spread(line.value, digits), text.printed(printed) if printed else "")
+    if layout.runs:
+        done, asked = line.value.n, line.asked
+        yield Cell(f"{done}" if done == asked else f"{done} of {asked}")
+    if layout.beside:
+        yield Cell(text.signed(line.value.mean - printed.mean, digits) if printed else "")
+    for other in layout.others:
+        lead, theirs = block.lead(line, other), block.lead_in_paper(line, other)
+        yield Cell(
+            text.difference(lead) if lead else "",
+            "" if theirs is None else text.signed(theirs),
+        )
+    if layout.equal_cost:
+        yield Cell(text.spread(line.at_equal_cost))
+    for measure in layout.further:
+        yield _measured(layout, block, line, measure)
+    yield Cell(_radius(line))
+    for measure in layout.last:
+        yield _measured(layout, block, line, measure)
+
+
+def _measured(layout: Layout, block: Block, line: Line, measure: str) -> Cell:
+    """With its spread where the table is about it, else the mean alone."""
+    digits = heading(measure).digits
+    printed = block.paper(line, measure)
+    ours = line.spread(measure)
+    wanted = measure in layout.measures
+    shown = text.spread(ours, max(digits, 1)) if wanted else text.number(ours.mean, digits)
+    return Cell(shown, text.printed(printed) if printed else "")
+
+
+def _radius(line: Line) -> str:
+    rho = "–" if line.rho is None else f"{line.rho:g}" + ("*" if line.edge else "")
+    return ", ".join([rho, *(f"{name} {value}" for name, value in line.tuned.items())])

@@ -1,0 +1,190 @@
+"""Everything that determines one training run, and what of it can be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from flatmin import methods
+from flatmin.training import bases, models, noise, observe, schedules
+from flatmin.training.errors import InputError, unknown
+
+precisions = ("float32", "bfloat16")
+"""The types in which a model can be evaluated; its weights are float32 in both."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything that determines one training run.
+
+    Fields:
+        data: name or folder, as for `flatmin.training.load`.
+        model: a name in `flatmin.training.models`.
+        method: a name in `flatmin.methods.table`.
+        rho: radius; None for the method's default.
+        seed: of weights, order, augmentation, auxiliary batches, noise, held-out images and the
+            method's own coins.
+        epochs, batch: number of passes over the training images; images a step. The images that
+            do not fill a last batch are left out of the epoch, other ones each time.
+        lr, weight_decay: of the base optimizer.
+        momentum: of SGD; the first of Adam's betas.
+        noise: share of wrong labels in [0, 1), or "human:<column>".
+        limit: number of training images; None for all.
+        fraction: size of an auxiliary batch over that of a primary one; above 1 it is evaluated
+            `batch` images at a time, and it is never larger than the training set.
+        augment: random crops and flips.
+        holdout: share of the training images, stratified by the labels as given, that is held out
+            and on which, in place of the test set, accuracy is measured against those labels.
+        options: further hyperparameters of the method, by name: (("beta", 0.9),).
+        base: the base optimizer, a name in `flatmin.training.bases`.
+        schedule: of the learning rate, step by step, a name in `flatmin.training.schedules`.
+        milestones: where "step" multiplies the learning rate by `gamma`, as shares of the epochs.
+        gamma: see `milestones`.
+        warmup: epochs, not necessarily whole, in which the learning rate rises along a line; the
+            schedule fills the rest.
+        label_smoothing: share of each label that goes to all classes alike, in [0, 1).
+        cutout: side, in pixels, of the square that is cut out of each training image; 0 for none.
+        max_norm: the norm to which the descended gradient is clipped; None for no clipping.
+        precision: of forward and backward passes, "float32" or "bfloat16" (autocast).
+        width: multiplies the channels (or units) of the model.
+        pretrained: "hub", or a file of weights (.safetensors, .pt), to start from; None starts
+            from random weights.
+        size: side in pixels to which the images are resized; None for the size they have.
+        examine: further sets on which the final model is measured, beside the test set; see
+            `flatmin.training.examine`.
+        observe: what is recorded along the run, names in `flatmin.training.observe`.
+
+    Raises InputError, from its construction on, where a field cannot be what it is.
+    """
+
+    data: str
+    model: str
+    method: str
+    rho: float | None = None
+    seed: int = 0
+    epochs: int = 20
+    batch: int = 64
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    noise: str = "0"
+    limit: int | None = None
+    fraction: float = 0.25
+    augment: bool = False
+    holdout: float = 0.0
+    options: tuple[tuple[str, float | str | int], ...] = ()
+    base: str = "sgd"
+    schedule: str = "cosine"
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
+    warmup: float = 0.0
+    label_smoothing: float = 0.0
+    cutout: int = 0
+    max_norm: float | None = None
+    precision: str = "float32"
+    width: float = 1.0
+    pretrained: str | None = None
+    size: int | None = None
+    examine: tuple[str, ...] = ()
+    observe: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", tuple(sorted(tuple(pair) for pair in self.options)))
+        self._check_names()
+        self._check_numbers()
+        self._check_options()
+        noise.parse(self.noise)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Training:
+        """The training that `values`, as JSON holds them, describe: lists for tuples.
+
+        Raises InputError for a field that there is not, or one that is missing.
+        """
+        known = {field.name for field in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise unknown("field of a training", name, known)
+        for name in ("data", "model", "method"):
+            if name not in values:
+                raise InputError(f"a training without {name}: say which {name}")
+        return cls(**{name: _frozen(value) for name, value in values.items()})
+
+    @cached_property
+    def key(self) -> str:
+        """The hash of all fields, 16 hexadecimal digits."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _check_names(self) -> None:
+        for kind, name, known in (
+            ("method", self.method, methods.table),
+            ("model", self.model, models.models),
+            ("base optimizer", self.base, bases.table),
+            ("schedule", self.schedule, schedules.table),
+            ("precision", self.precision, precisions),
+            *(("observable", name, observe.table) for name in self.observe),
+        ):
+            if name not in known:
+                raise unknown(kind, name, known)
+
+    def _check_numbers(self) -> None:
+        for name in ("epochs", "batch"):
+            self._require(name, getattr(self, name) >= 1, "a whole number from 1 on")
+        for name in ("limit", "size"):
+            given = getattr(self, name)
+            self._require(name, given is None or given >= 1, "a whole number from 1 on, or none")
+        self._require("rho", self.rho is None or 0 <= self.rho < math.inf, "a radius of at least 0")
+        self._require("lr", 0 < self.lr < math.inf, "a number above 0")
+        self._require("momentum", 0 <= self.momentum < 1, "a number in [0, 1)")
+        self._require("momentum", self.base != "nesterov" or self.momentum > 0, "above 0, Nesterov")
+        self._require("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0")
+        self._require("fraction", 0 < self.fraction < math.inf, "a number above 0")
+        self._require("holdout", 0 <= self.holdout < 1, "a share in [0, 1)")
+        self._require("gamma", 0 < self.gamma <= 1, "a number in (0, 1]")
+        self._require("warmup", 0 <= self.warmup < self.epochs, "fewer than the epochs")
+        self._require("label_smoothing", 0 <= self.label_smoothing < 1, "a share in [0, 1)")
+        self._require("cutout", self.cutout >= 0, "a side in pixels, or 0")
+        self._require("width", 0 < self.width < math.inf, "a factor above 0")
+        limit = self.max_norm
+        self._require("max_norm", limit is None or 0 < limit < math.inf, "a norm above 0")
+        inside = all(0 < share < 1 for share in self.milestones)
+        self._require("milestones", inside, "shares of the epochs, in (0, 1)")
+        stepped = self.schedule == "step"
+        self._require(
+            "milestones",
+            bool(self.milestones) == stepped,
+            "some with schedule step, and none with any other",
+        )
+
+    def _check_options(self) -> None:
+        if not self.options:
+            return
+        method = methods.find(self.method)
+        if not method.hyperparameters:
+            raise InputError(f"{self.method} has no options, got {self.options[0][0]!r}")
+        for name, _ in self.options:
+            if name not in method.hyperparameters:
+                raise unknown(f"option of {self.method}", name, method.hyperparameters)
+        try:
+            trial = torch.optim.SGD([torch.zeros(1)])
+            method.build(trial, self.rho, total_steps=1, settings=dict(self.options))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"an option of {self.method} does not fit: {error}") from None
+
+    def _require(self, name: str, fits: bool, expected: str) -> None:
+        if not fits:
+            value = getattr(self, name)
+            raise InputError(f"{name} {value} is out of range: expected {expected}")
+
+
+def _frozen(value: Any) -> Any:
+    """Lists become tuples, all the way down."""
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]

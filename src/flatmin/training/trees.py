@@ -1,0 +1,241 @@
+"""The files of a data set, whether they lie in folders or in archives.
+
+    tree = Tree.of(Path("data/flowers102"))
+    tree["jpg/image_00001.jpg"].read()
+
+Archives are read where they are. A file in a .tar or .zip is fetched when it is wanted; a
+compressed .tar, which can only be read from its start, is read once and kept in memory.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from flatmin.training.decoding import Encoded, File, Held
+from flatmin.training.errors import InputError
+from flatmin.training.memory import most_bytes, readable
+
+archives = (".tar", ".tar.gz", ".tgz", ".zip")
+"""How the names of archives end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """`length` bytes from `start` on in the file `path`."""
+
+    path: str
+    start: int
+    length: int
+    name: str
+
+    def read(self) -> bytes:
+        with Path(self.path).open("rb") as file:
+            file.seek(self.start)
+            return file.read(self.length)
+
+
+@dataclass(frozen=True, slots=True)
+class Zipped:
+    """A member of an open .zip, from which one thread reads at a time."""
+
+    archive: zipfile.ZipFile
+    member: str
+    lock: threading.Lock
+
+    @property
+    def name(self) -> str:
+        return f"{self.archive.filename}:{self.member}"
+
+    def read(self) -> bytes:
+        with self.lock, _whole(self.name):
+            return self.archive.read(self.member)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Files by path, which is relative to the folder or to the archive that holds them.
+
+    Fields:
+        place: of all of them, for messages.
+        files: by path, with "/" between its parts; archives themselves are left out.
+        folders: their paths, the empty ones too.
+    """
+
+    place: str
+    files: Mapping[str, Encoded]
+    folders: frozenset[str]
+
+    @classmethod
+    def of(cls, place: Path) -> Tree:
+        """Everything below the folder `place`, in its archives too, or in the one archive `place`.
+
+        An archive beside a folder of the same name has been unpacked and is left alone.
+
+        Raises InputError where an archive is broken or too large to be kept.
+        """
+        files: dict[str, Encoded] = {}
+        folders: set[str] = set()
+        if place.is_file():
+            files.update(_members(place))
+        for folder, inside, names in os.walk(place, followlinks=True):
+            inside[:] = sorted(name for name in inside if not name.startswith("."))
+            folders.update(Path(folder, name).relative_to(place).as_posix() for name in inside)
+            for name in sorted(names):
+                if name.endswith(archives):
+                    if _stem(name) not in inside:
+                        files.update(_members(Path(folder, name)))
+                elif not name.startswith("."):
+                    files[Path(folder, name).relative_to(place).as_posix()] = File(
+                        f"{folder}/{name}"
+                    )
+        folders.update(folder for name in files for folder in _above(name))
+        return cls(str(place), files, frozenset(folders))
+
+    def __getitem__(self, path: str) -> Encoded:
+        """The file whose path is `path`, or ends with it; the outermost of several.
+
+        Raises InputError where there is none.
+        """
+        found = self.get(path)
+        if found is None:
+            raise InputError(f"no {path} in {self.place}: put all original files of the set there")
+        return found
+
+    def get(self, path: str) -> Encoded | None:
+        """Like `[path]`, or None."""
+        if path in self.files:
+            return self.files[path]
+        outermost = _outermost(name for name in self.files if name.endswith(f"/{path}"))
+        return self.files[outermost] if outermost else None
+
+    def below(self, folder: str) -> Tree:
+        """What is in the folder whose path is `folder`, or ends with it; the outermost of several.
+
+        Empty where there is none.
+        """
+        found = (name for name in self.folders if f"/{name}".endswith(f"/{folder}"))
+        start = f"{_outermost(found) or folder}/"
+        return Tree(
+            f"{self.place}/{start[:-1]}",
+            {
+                name.removeprefix(start): self.files[name]
+                for name in self.files
+                if name.startswith(start)
+            },
+            frozenset(name.removeprefix(start) for name in self.folders if name.startswith(start)),
+        )
+
+    def without(self, folders: Iterable[str]) -> Tree:
+        """All but some of the outermost folders and what is in them."""
+        left_out = set(folders)
+        return Tree(
+            self.place,
+            {
+                name: file
+                for name, file in self.files.items()
+                if name.partition("/")[0] not in left_out
+            },
+            frozenset(name for name in self.folders if name.partition("/")[0] not in left_out),
+        )
+
+    def unwrapped(self) -> Tree:
+        """What is in the one folder, where there is but one and it holds nothing but folders."""
+        top = {name.partition("/")[0] for name in (*self.files, *self.folders)}
+        deep = all(name.count("/") > 1 for name in self.files)
+        return self.below(top.pop()).unwrapped() if len(top) == 1 and deep and self.files else self
+
+
+def _outermost(names: Iterable[str]) -> str | None:
+    return min(names, key=lambda name: (name.count("/"), name), default=None)
+
+
+def _above(name: str) -> Iterator[str]:
+    """The folders on the way to a file."""
+    while "/" in name:
+        name = name.rpartition("/")[0]
+        yield name
+
+
+def _stem(name: str) -> str:
+    """The name of an archive without its ending."""
+    ending = next(ending for ending in archives if name.endswith(ending))
+    return name.removesuffix(ending)
+
+
+def _members(path: Path) -> Iterator[tuple[str, Encoded]]:
+    if path.name.endswith(".zip"):
+        yield from _zip_members(path)
+    elif path.name.endswith(".tar"):
+        with path.open("rb") as file:
+            yield from _tar_members(path, file, 0)
+    else:
+        yield from _compressed_members(path)
+
+
+def _zip_members(path: Path) -> Iterator[tuple[str, Encoded]]:
+    with _whole(str(path)):
+        archive, lock = zipfile.ZipFile(path), threading.Lock()
+    for name in archive.namelist():
+        if not name.endswith("/"):
+            yield name, Zipped(archive, name, lock)
+
+
+def _tar_members(path: Path, file: IO[bytes], offset: int) -> Iterator[tuple[str, Encoded]]:
+    """The files in the .tar that starts at `offset`, and in the .tar files in it: ImageNet's."""
+    file.seek(offset)
+    end = path.stat().st_size
+    with _whole(str(path)), tarfile.open(fileobj=file, mode="r:") as archive:
+        while (member := archive.next()) is not None:
+            # nobody needs a list of a million members
+            cast("Any", archive).members.clear()
+            start = member.offset_data
+            if start + member.size > end:
+                raise EOFError
+            if member.isfile() and member.name.endswith(".tar"):
+                folder = member.name.removesuffix(".tar")
+                for name, inner in _tar_members(path, file, start):
+                    yield f"{folder}/{name}", inner
+            elif member.isfile():
+                yield (
+                    _plain(member.name),
+                    Extent(str(path), start, member.size, f"{path}:{member.name}"),
+                )
+
+
+def _compressed_members(path: Path) -> Iterator[tuple[str, Encoded]]:
+    left = most_bytes()
+    with _whole(str(path)), tarfile.open(path, mode="r:gz") as archive:
+        for member in archive:
+            content = archive.extractfile(member)
+            if content is None:
+                continue
+            left -= member.size
+            if left < 0:
+                raise InputError(
+                    f"{path} holds more than the {readable(most_bytes())} that may be kept in "
+                    f"memory: unpack it where it is, or set FLATMIN_MEMORY to more"
+                )
+            yield _plain(member.name), Held(content.read(), f"{path}:{member.name}")
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("./")
+
+
+@contextmanager
+def _whole(name: str) -> Generator[None, None, None]:
+    """Whatever is wrong with an archive becomes one line."""
+    try:
+        yield
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        detail = str(error) or "it ends too early"
+        raise InputError(f"{name} is no whole archive ({detail}): fetch it again") from None

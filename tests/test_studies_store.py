@@ -1,0 +1,372 @@
+"""The store of a run: each cell once, whoever dies; refused in one line where it is not ours."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import sqlite3
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trivial import cell, row
+
+from flatmin.studies import database, files, source
+from flatmin.studies.contenders import key_of
+from flatmin.studies.database import Lost
+from flatmin.studies.owners import Owner
+from flatmin.studies.places import Place
+from flatmin.studies.store import Claim, Pulse, Store, attempts
+from flatmin.studies.worker import Vigil
+from flatmin.training import InputError
+
+IDENTITY = {"data": "digits", "epochs": 3, "methods": ("sgd", "sam"), "lr": 0.1}
+HERE = Owner.here()
+ELSEWHERE = replace(HERE, machine="another-machine")
+
+
+def claimed(at: Store, seed: int = 0, owner: Owner = HERE) -> Claim:
+    claim = at.claim(cell(seed), owner)
+    assert claim is not None
+    return claim
+
+
+def dead() -> Owner:
+    """A process of this machine that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return replace(HERE, pid=process.pid)
+
+
+def test_rows_come_back_as_they_went(tmp_path: Path):
+    ours = Store.open(tmp_path, IDENTITY)
+    for seed in range(3):
+        ours.add(row(cell(seed)))
+    again = Store.open(tmp_path, IDENTITY)
+    assert [row.model_dump_json() for row in again.rows.values()] == [
+        row(cell(seed)).model_dump_json() for seed in range(3)
+    ]
+    assert again.rows[key_of(cell(1))].rho is None
+    assert not again.running
+    assert again.identity == json.loads(json.dumps(IDENTITY))
+
+
+def test_a_cell_belongs_to_the_first_that_takes_it_up(tmp_path: Path):
+    ours, theirs = (Store.open(tmp_path, IDENTITY) for _ in range(2))
+    claim = claimed(ours)
+    assert theirs.claim(cell(0), ELSEWHERE) is None
+    assert [cell.owner for cell in theirs.running.values()] == [HERE]
+    claim.finish(row(cell(0)))
+    assert theirs.claim(cell(0), ELSEWHERE) is None  # it has its row
+    theirs.refresh()
+    assert list(theirs.rows) == [key_of(cell(0))]
+    assert not theirs.running
+
+
+def test_of_two_that_take_a_cell_up_at_the_same_moment_the_first_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Both have written before either reads."""
+    ours, theirs = (Store.open(tmp_path, IDENTITY) for _ in range(2))
+    refresh = theirs.refresh
+    claims: list[Claim | None] = []
+
+    def late() -> None:
+        if not claims:
+            claims.append(None)
+            claims.append(ours.claim(cell(0), HERE))
+        refresh()
+
+    monkeypatch.setattr(theirs, "refresh", late)
+    first = theirs.claim(cell(0), ELSEWHERE)
+    assert first is not None
+    assert claims[-1] is None
+    first.finish(row(cell(0)))
+    ours.refresh()
+    assert len(ours.rows) == 1
+
+
+def test_a_dead_workers_cell_is_free_and_its_late_row_unwanted(tmp_path: Path):
+    ours = Store.open(tmp_path, IDENTITY)
+    slow = claimed(ours, owner=ELSEWHERE)
+    ours.release(ours.running[slow.number], "its worker was silent for 60 s")
+    quick = claimed(ours)
+    assert quick.number > slow.number
+    with pytest.raises(Lost):
+        slow.say(Pulse(count=1))
+    with pytest.raises(Lost):
+        slow.finish(row(cell(0)))
+    with pytest.raises(Lost):
+        slow.fail("late", "")
+    ours.release(ours.running[quick.number], "by mistake")
+    third = claimed(ours)
+    third.finish(row(cell(0)))
+    ours.refresh()
+    assert len(ours.rows) == 1
+    assert not ours.failures
+
+
+def test_a_worker_that_has_ended_here_is_noticed_at_once(tmp_path: Path):
+    ours = Store.open(tmp_path, IDENTITY)
+    claimed(ours, 0, dead())
+    claimed(ours, 1, HERE)
+    claimed(ours, 2, ELSEWHERE)
+    Vigil(patience=60).over(ours)
+    ours.refresh()
+    assert [running.training.seed for running in ours.running.values()] == [1, 2]
+
+
+def test_a_silent_worker_elsewhere_is_given_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    now = 0.0
+    monkeypatch.setattr("flatmin.studies.worker.time.monotonic", lambda: now)
+    ours = Store.open(tmp_path, IDENTITY)
+    silent, alive = claimed(ours, 0, ELSEWHERE), claimed(ours, 1, ELSEWHERE)
+    vigil = Vigil(patience=60)
+    for count in range(1, 7):
+        vigil.over(ours)
+        now += 20
+        alive.say(Pulse(count=count, epoch=count))
+        ours.refresh()
+        assert (silent.number in ours.running) == (count <= 4), count
+    assert [running.pulse.epoch for running in ours.running.values()] == [6]
+
+
+def test_a_cell_that_takes_its_worker_along_again_and_again_is_given_up(tmp_path: Path):
+    ours = Store.open(tmp_path, IDENTITY)
+    for _ in range(attempts):
+        assert not ours.failures
+        claimed(ours, owner=ELSEWHERE)
+        (running,) = ours.running.values()
+        ours.release(running, "its worker died (killed by SIGKILL)")
+        ours.refresh()
+    (failure,) = ours.failures.values()
+    assert failure.reason == "its worker died (killed by SIGKILL)"
+    assert failure.training == cell(0)
+    ours.retry()
+    assert not ours.failures
+    assert not Store.open(tmp_path, IDENTITY).failures
+
+
+def test_a_cell_that_gets_further_each_time_is_never_given_up(tmp_path: Path):
+    ours = Store.open(tmp_path, IDENTITY)
+    for epoch in range(3 * attempts):
+        claimed(ours, owner=ELSEWHERE).say(Pulse(count=1, epoch=epoch))
+        ours.refresh()
+        (running,) = ours.running.values()
+        ours.release(running, "preempted")
+        ours.refresh()
+    assert not ours.failures
+
+
+def test_a_cell_that_raises_is_given_up_until_it_is_tried_again(tmp_path: Path):
+    ours = Store.open(tmp_path, IDENTITY)
+    claimed(ours).fail("ValueError: no", "Traceback …")
+    again = Store.open(tmp_path, IDENTITY)
+    (failure,) = again.failures.values()
+    assert (failure.reason, failure.details) == ("ValueError: no", "Traceback …")
+    again.retry()
+    claimed(again).finish(row(cell(0)))
+    again.refresh()
+    assert not again.failures
+    assert len(again.rows) == 1
+
+
+def test_the_place_of_a_run_is_found_again(tmp_path: Path):
+    Store.open(tmp_path / "run", IDENTITY)
+    for text in (str(tmp_path / "run"), str(tmp_path / "run" / "study.db")):
+        assert Place.of(text) == Place(tmp_path / "run")
+    there = Place.new(tmp_path / "other", "postgresql://me:secret@host:5433/db", study="a/table")
+    assert there.url == "postgresql+psycopg://me:secret@host:5433/db"
+    assert str(there) == "postgresql://me@host:5433/db#a/table"
+    assert "secret" not in (tmp_path / "other" / "storage.json").read_text()
+    found = Place.of(str(tmp_path / "other"))
+    assert (found.folder, found.study) == (tmp_path / "other", "a/table")
+    assert found.url == "postgresql+psycopg://me@host:5433/db"
+    assert Place.of(str(there)).folder is None
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("nowhere", "no run in nowhere"),
+        ("postgresql://host/db", "names no study: append # and its name"),
+        ("mysql://host/db#a", "mysql://host/db is no database that flatmin knows"),
+        ("postgresql://me:secret@", "names no study"),
+    ],
+)
+def test_a_place_that_is_none(text: str, said: str):
+    with pytest.raises(InputError, match=said):
+        Place.of(text)
+
+
+def test_a_folder_of_another_configuration_is_refused_and_left_alone(tmp_path: Path):
+    Store.open(tmp_path, IDENTITY).add(row(cell(0)))
+    with pytest.raises(InputError) as caught:
+        Store.open(tmp_path, IDENTITY | {"epochs": 5, "methods": ("sgd",)})
+    said = str(caught.value)
+    assert "epochs 3 there, 5 here" in said
+    assert "methods sgd,sam there, sgd here" in said
+    assert "lr" not in said
+    assert "--out" in said
+    assert "\n" not in said
+    assert len(Store.open(tmp_path, IDENTITY).rows) == 1
+
+
+@pytest.mark.parametrize("more", [{"new": 1}, {}])
+def test_a_key_that_one_side_lacks_is_a_difference(tmp_path: Path, more: dict[str, int]):
+    Store.open(tmp_path, IDENTITY | {"new": 1} if not more else IDENTITY)
+    with pytest.raises(InputError, match=r"new (None there, 1 here|1 there, None here)"):
+        Store.open(tmp_path, IDENTITY | more)
+
+
+def test_other_code_is_refused_unless_mixing_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    Store.open(tmp_path, IDENTITY)
+    monkeypatch.setattr(source, "digest", lambda: "another")
+    monkeypatch.setattr(source, "commit", lambda: "abc123+changes")
+    with pytest.raises(InputError) as caught:
+        Store.open(tmp_path, IDENTITY)
+    assert "this is commit abc123+changes (source another)" in str(caught.value)
+    assert "--allow-mixed" in str(caught.value)
+    assert Store.open(tmp_path, IDENTITY, allow_mixed=True).rows == {}
+
+
+def test_a_database_of_another_version_is_refused(tmp_path: Path, monkeypatch: Any):
+    monkeypatch.setattr(database, "schema", 7)
+    Store.open(tmp_path, IDENTITY)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="a database of version 7, this flatmin writes version 1"):
+        Store.open(tmp_path, IDENTITY)
+
+
+def foreign(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE birds (name TEXT)")
+    connection.commit()
+    connection.close()
+
+
+def truncated(path: Path) -> None:
+    Store.open(path.parent, IDENTITY).add(row(cell(0)))
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda path: path.write_text(""), lambda path: path.write_text("[]"), foreign, truncated],
+    ids=["empty", "text", "foreign", "truncated"],
+)
+def test_a_file_that_is_no_whole_study_is_refused_and_left_alone(tmp_path: Path, spoil: Any):
+    path = tmp_path / "study.db"
+    spoil(path)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"study.db is no whole study of flatmin: remove it"):
+        Store.open(tmp_path, IDENTITY)
+    assert path.read_bytes() == before
+
+
+def test_results_without_their_database_are_not_written_over(tmp_path: Path):
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(InputError, match=r"holds results without their study\.db"):
+        Store.open(tmp_path, IDENTITY)
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write to .*file.*--out"):
+        Store.open(tmp_path / "file" / "inside", IDENTITY)
+
+
+def test_a_full_disk_leaves_no_half_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(database.os, "link", full)
+    with pytest.raises(InputError, match=r"cannot write to .*: No space left on device"):
+        Store.open(tmp_path, IDENTITY)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_database_is_told_in_one_line_and_keeps_what_it_had(tmp_path: Path):
+    """SQLite's own limit of pages stands for the disk's."""
+    ours = Store.open(tmp_path, IDENTITY)
+    ours.add(row(cell(0)))
+    claim = claimed(ours, 1)
+    pages = sqlite3.connect(tmp_path / "study.db").execute("PRAGMA page_count").fetchone()[0]
+    backend: Any = ours._storage._backend
+    database.event.listen(
+        backend.engine,
+        "begin",
+        lambda connection: connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}"),
+    )
+    long = row(cell(1)).model_copy(update={"observed": {"x": [1.0] * 100_000}})
+    with pytest.raises(InputError) as caught:
+        claim.finish(long)
+    assert str(caught.value) == (
+        f"the disk of {tmp_path} is full: free some space, and the same command goes on"
+    )
+    again = Store.open(tmp_path, IDENTITY)
+    assert list(again.rows) == [key_of(cell(0))]
+
+
+def test_the_export_holds_everything(tmp_path: Path):
+    ours = Store.open(tmp_path, IDENTITY)
+    ours.add(row(cell(0)))
+    found = json.loads(ours.export(more=1).read_text())
+    assert found["identity"]["epochs"] == 3
+    assert found["more"] == 1
+    (run,) = found["runs"]
+    assert run["training"]["method"] == "sam"
+    assert run["cost"] == json.loads(json.dumps(row(cell(0)).cost))
+    assert isinstance(run["cost"]["steps"], int)
+    assert set(run["versions"]) == {"flatmin", "torch", "python"}
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "page"
+    files.write(path, "old")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        files.write(path, "new")
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["page"]
+
+
+def test_what_is_not_finite_becomes_null():
+    content = {"a": [1.5, math.nan, (math.inf, 2)], "b": {"c": -math.inf, "d": "nan"}}
+    assert json.loads(files.as_json(content)) == {
+        "a": [1.5, None, [None, 2]],
+        "b": {"c": None, "d": "nan"},
+    }
+
+
+def test_the_source_is_told_by_its_commit_and_its_content():
+    assert len(source.digest()) == 16
+    head = subprocess.run(
+        ["git", "-C", str(Path(source.__file__).parent), "rev-parse", "--short=12", "HEAD"],
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    assert source.commit().removesuffix("+changes") == (head or "unknown")
+
+
+def test_owners_are_told_apart():
+    assert not HERE.gone
+    assert not ELSEWHERE.gone  # nobody can tell from here
+    assert dead().gone
+    assert replace(HERE, born="1").gone  # its number has gone to another process
