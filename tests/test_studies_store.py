@@ -356,6 +356,7 @@ def test_what_is_not_finite_becomes_null():
 
 
 def test_the_source_is_told_by_its_commit_and_its_content():
+    source.commit.cache_clear()
     assert len(source.digest()) == 16
     head = subprocess.run(
         ["git", "-C", str(Path(source.__file__).parent), "rev-parse", "--short=12", "HEAD"],

@@ -51,6 +51,7 @@ def told(place: Place) -> Generator[None, None, None]:
 
 @contextmanager
 def unless_lost() -> Generator[None, None, None]:
+    """Raise Lost where a trial that is written to has ended already."""
     try:
         yield
     except UpdateFinishedTrialError:
@@ -74,6 +75,7 @@ def _line(place: Place, error: BaseException) -> str:
 
 
 def foreign(place: Place) -> InputError:
+    """The error for a database that is damaged or somebody else's."""
     return InputError(
         f"{place.file or place} is no whole study of flatmin: remove it, or give another --out"
     )
@@ -110,6 +112,7 @@ _only_reads = ContextVar("_only_reads", default=False)
 
 @contextmanager
 def reading() -> Generator[None, None, None]:
+    """Transactions of SQLite within lock nothing, and must not write."""
     before = _only_reads.set(True)
     try:
         yield
@@ -141,6 +144,7 @@ def prepare_file(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def prepare_server(place: Place, content: Mapping[str, Any]) -> None:
+    """Make the study in its database; if it is there already, leave it."""
     storage = _twice(lambda: backend(place))
     try:
         _create(storage, place.study, content)
@@ -228,6 +232,7 @@ def _of_this_version(found: int, place: Place) -> None:
 
 
 def same(ours: Mapping[str, Any], theirs: Mapping[str, Any], place: Place) -> None:
+    """Raise InputError, with what differs, unless two identities are one."""
     differing = [
         f"{key} {text.shown(theirs.get(key))} there, {text.shown(ours.get(key))} here"
         for key in dict.fromkeys([*ours, *theirs])

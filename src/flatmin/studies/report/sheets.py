@@ -162,12 +162,13 @@ def _of_recipe(plan: Plan, record: Record) -> Sheet:
     blocks = beside.blocks(plan, record.rows)
     axes = {axis: tuple(values) for axis, values in plan.grid.items() if len(values) > 1}
     methods = tuple(plan.methods)
+    first = methods[0]
     full = plan.scale == "full"
     paper = any(block.printed for block in blocks)
     layout = Layout(
         measures=recipe.measures,
         axes=tuple(axes),
-        first=methods[0] if len(methods) > 1 else None,
+        first=first if len(methods) > 1 else None,
         sam=next((block.sam for block in blocks if block.sam), None),
         costs=tuple(name for name in tables.costs if name != "seconds_per_epoch"),
         beside=full and paper,
@@ -189,8 +190,8 @@ def _of_recipe(plan: Plan, record: Record) -> Sheet:
         methods=methods,
         axes=axes,
         table=tables.table(layout, [block for block in blocks if block.summary.lines]),
-        figures=figures.figures(blocks, axes, recipe.measure, methods[0], full),
-        data=figures.data(blocks, axes, methods, recipe.measure, methods[0], full),
+        figures=figures.figures(blocks, axes, recipe.measure, first, full),
+        data=figures.data(blocks, axes, methods, recipe.measure, first, full),
         paper=paper,
         tuned=plan.tune is not None,
         command=shlex.join(["flatmin", "run", recipe.name, "--scale", plan.scale]),
@@ -210,13 +211,13 @@ def _source(folder: str) -> str:
     if paper is None:
         return folder
     arxiv = f", arXiv:{paper.arxiv}" if paper.arxiv else ""
-    return f"{paper.authors}: {paper.title}. {paper.venue}{arxiv}"
+    return f"{paper.title}. {paper.authors}, {paper.venue}{arxiv}"
 
 
 def _remarks(plan: Plan, record: Record, blocks: Sequence[Block], paper: bool) -> Iterable[str]:
     yield from _partial(record, plan.total)
     if plan.says:
-        yield f"Smaller than in the paper: {_sentence(plan.says)}"
+        yield f"Smaller than full scale: {_sentence(plan.says)}"
     if paper and plan.scale != "full":
         yield (
             "The paper's numbers, beneath ours, are for its own setting: what can be compared are "

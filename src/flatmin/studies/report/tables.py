@@ -193,12 +193,14 @@ def _cells(layout: Layout, block: Block, line: Line) -> Iterable[Cell]:
 
 
 def _measured(layout: Layout, block: Block, line: Line, measure: str) -> Cell:
-    """With its spread where the table is about it, else the mean alone."""
-    digits = heading(measure).digits
+    """With its spread where the table is about it, and where there is one; else the mean alone."""
     printed = block.paper(line, measure)
+    digits = heading(measure).digits
+    if measure in layout.measures:
+        digits = max(digits, 1)
     ours = line.spread(measure)
-    wanted = measure in layout.measures
-    shown = text.spread(ours, max(digits, 1)) if wanted else text.number(ours.mean, digits)
+    told = measure in layout.measures and round(ours.sd, digits) > 0
+    shown = text.spread(ours, digits) if told else text.number(ours.mean, digits)
     return Cell(shown, text.printed(printed) if printed else "")
 
 
