@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -25,7 +24,6 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from flatmin.integrations import accelerate as flat
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 METHODS = ["sam", "agnostic-sam", "ae-agnostic-sam-previous", "look-sam"]
 STEPS = 6
 BATCH = 24
@@ -38,12 +36,6 @@ def _forget():
     """Accelerate remembers the first accelerator of a process."""
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
-
-
-@pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    return importlib.import_module
 
 
 def batches(dtype: torch.dtype = torch.float32) -> list[tuple[Batch, Batch]]:

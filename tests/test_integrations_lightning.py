@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +26,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException  # 
 
 from flatmin.integrations.lightning import SharpnessAwareModule  # noqa: E402
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 METHODS = ["sam", "agnostic-sam", "ae-agnostic-sam-previous", "look-sam"]
 QUIET = {
     "accelerator": "cpu",
@@ -53,12 +51,6 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def _silent():
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-
-
-@pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    return importlib.import_module
 
 
 def small(dtype: torch.dtype = torch.float32) -> nn.Sequential:

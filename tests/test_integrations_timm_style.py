@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 METHODS = ["sam", "agnostic-sam", "ae-agnostic-sam-previous", "look-sam"]
-
-
-@pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    return importlib.import_module
 
 
 def deviation(a: nn.Module, b: nn.Module) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -27,7 +26,6 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from flatmin.integrations.transformers import SharpnessAwareTrainer, drawn_indices
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 METHODS = ["sam", "agnostic-sam", "ae-agnostic-sam-previous", "look-sam"]
 SIZE, BATCH, EPOCHS = 96, 24, 2
 STEPS = EPOCHS * SIZE // BATCH
@@ -40,12 +38,6 @@ def _forget():
     """Accelerate remembers the first accelerator of a process."""
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
-
-
-@pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    return importlib.import_module
 
 
 class Digits(Dataset[Inputs]):

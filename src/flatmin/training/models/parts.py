@@ -21,6 +21,19 @@ def normalised(inner: int, outer: int, stride: int = 1) -> list[nn.Module]:
     return [convolution(inner, outer, stride), nn.BatchNorm2d(outer), nn.ReLU()]
 
 
+def preactivated(layers: list[nn.Module], inner: int, classes: int) -> nn.Module:
+    """A network of blocks that normalise what comes in, so that what they leave is normalised."""
+    model = nn.Sequential(
+        *layers,
+        nn.BatchNorm2d(inner),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(inner, classes),
+    )
+    return model.apply(he_initialise)
+
+
 def he_initialise(module: nn.Module) -> None:
     """He et al.'s initialisation of convolutions, for `Module.apply`."""
     if isinstance(module, nn.Conv2d):

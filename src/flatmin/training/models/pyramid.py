@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flatmin.training.models.parts import convolution, he_initialise, scaled
+from flatmin.training.models.parts import convolution, preactivated, scaled
 
 
 def pyramidnet110_48(channels: int, size: int, classes: int, width: float = 1.0) -> nn.Module:
@@ -28,15 +28,7 @@ def _pyramid(depth: int, alpha: int, channels: int, classes: int, width: float) 
         stride = 2 if block in (count // 3 + 1, 2 * count // 3 + 1) else 1
         layers.append(PyramidBlock(inner, outer, stride))
         inner = outer
-    model = nn.Sequential(
-        *layers,
-        nn.BatchNorm2d(inner),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(inner, classes),
-    )
-    return model.apply(he_initialise)
+    return preactivated(layers, inner, classes)
 
 
 class PyramidBlock(nn.Module):

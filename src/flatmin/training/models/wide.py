@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from flatmin.training.models.parts import convolution, he_initialise, scaled
+from flatmin.training.models.parts import convolution, preactivated, scaled
 
 
 def wrn_16_4(channels: int, size: int, classes: int, width: float = 1.0) -> nn.Module:
@@ -27,15 +27,7 @@ def _wide(depth: int, factor: float, channels: int, classes: int) -> nn.Module:
             WideBlock(outer if i else inner, outer, 1 if i else stride) for i in range(blocks)
         ]
         inner = outer
-    model = nn.Sequential(
-        *layers,
-        nn.BatchNorm2d(inner),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(inner, classes),
-    )
-    return model.apply(he_initialise)
+    return preactivated(layers, inner, classes)
 
 
 class WideBlock(nn.Module):
