@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from scipy.ndimage import map_coordinates
 from torch.nn import functional as F
 
 from flatmin.training import InputError
-from flatmin.training.augmentation import Augmentation, Images, moments
+from flatmin.training.augmentation import Augmentation, Images, _crops, moments
 
 
 def pictures(count: int, channels: int, size: int) -> torch.Tensor:
@@ -106,6 +107,76 @@ def test_cutout_sets_one_square_to_the_mean_colour():
     assert min(areas) < 16  # cut by the border: the centre may lie anywhere
 
 
+def test_a_cutout_larger_than_the_image_leaves_nothing():
+    made, *_ = images(pictures(3, 3, 6), Augmentation(cutout=20))
+    assert (made.draw(torch.arange(3), torch.Generator().manual_seed(0)) == 0).all()
+
+
+def test_zoomed_crops_have_the_usual_shares_and_ratios():
+    boxes = _crops(5000, 256, torch.Generator().manual_seed(0))
+    top, left, height, width = boxes.unbind(1)
+    assert (boxes == boxes.round()).all()
+    assert top.min() >= 0
+    assert left.min() >= 0
+    assert (top + height).max() <= 256
+    assert (left + width).max() <= 256
+    share, ratio = height * width / 256**2, width / height
+    assert 0.075 < share.min() < 0.1
+    assert share.max() > 0.9
+    assert 0.74 < ratio.min() < 0.76
+    assert 1.32 < ratio.max() < 1.35
+    # as wide as high on average, on a logarithmic scale
+    assert abs(float(ratio.log().mean())) < 0.02
+    assert abs(float((top + height / 2).mean()) - 128) < 2
+    assert abs(float((left + width / 2).mean()) - 128) < 2
+
+
+@pytest.mark.parametrize("channels, margin", [(1, 0), (3, 5)])
+def test_a_zoomed_image_is_its_crop_resampled(channels: int, margin: int):
+    pixels = pictures(6, channels, 16 + margin)
+    mean, std = moments(pixels)
+    made = Images(pixels, mean, std, Augmentation(flip=True, zoom=True), margin)
+    rows = torch.tensor([5, 2, 2, 0])
+    drawn = made.draw(rows, torch.Generator().manual_seed(3)).double()
+    assert drawn.shape == (4, channels, 16, 16)
+    choice = made._chosen(4, torch.Generator().manual_seed(3))
+    assert choice.mirrored.any()
+    assert not choice.mirrored.all()
+    for row, box, mirrored, result in zip(rows, choice.boxes, choice.mirrored, drawn, strict=True):
+        top, left, height, width = box.tolist()
+        line = (torch.arange(16).double() + 0.5) / 16
+        down, across = top + line * height - 0.5, left + line * width - 0.5
+        places = torch.meshgrid(down, across.flip(0) if mirrored else across, indexing="ij")
+        for channel in range(channels):
+            values = map_coordinates(
+                pixels[row, channel].double().numpy(),
+                torch.stack(places).numpy(),
+                order=1,
+                mode="nearest",
+            )
+            expected = (torch.from_numpy(values) - mean[channel]) / std[channel]
+            torch.testing.assert_close(result[channel], expected, atol=1e-4, rtol=0)
+
+
+def test_of_images_with_a_margin_the_middle_is_seen():
+    pixels = pictures(3, 3, 20)
+    mean, std = moments(pixels)
+    rows = torch.arange(3)
+    inner = Images(pixels[:, :, 3:17, 3:17].contiguous(), mean, std).plain(rows)
+    for augmentation in (Augmentation(), Augmentation(padding=2, flip=True)):
+        assert torch.equal(Images(pixels, mean, std, augmentation, 6).plain(rows), inner)
+    zoomed = Images(pixels, mean, std, Augmentation(zoom=True), 6).plain(rows)
+    torch.testing.assert_close(zoomed, inner, atol=1e-4, rtol=0)
+
+
+def test_a_part_of_a_batch_is_what_it_is_in_the_whole():
+    for augmentation in (Augmentation.standard(16), Augmentation(zoom=True, flip=True, cutout=5)):
+        made, *_ = images(pictures(8, 3, 16), augmentation)
+        whole = made.draw(torch.arange(8), torch.Generator().manual_seed(1))
+        part = made.draw(torch.arange(8), torch.Generator().manual_seed(1), slice(2, 5))
+        assert torch.equal(part, whole[2:5])
+
+
 def test_draws_follow_their_generator_alone():
     made, *_ = images(pictures(8, 3, 16), Augmentation.standard(16))
     rows = torch.arange(8)
@@ -127,6 +198,10 @@ def test_other_images_leave_the_draws_as_they_are():
 
 def test_the_usual_crop_pads_cifar_by_four():
     assert Augmentation.standard(32) == Augmentation(padding=4, flip=True)
+
+
+def test_photographs_with_a_margin_are_zoomed():
+    assert Augmentation.standard(224, margin=32) == Augmentation(flip=True, zoom=True)
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 8, 8), (2, 3, 8, 6)])

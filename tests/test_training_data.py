@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from flatmin.training import InputError, load
-from flatmin.training.data import others, stratified
+from flatmin.training.data import names, others, stratified
+from flatmin.training.wnids import wnids
 
 needs_data = pytest.mark.skipif(
     not os.environ.get("FLATMIN_DATA"), reason="FLATMIN_DATA names no folder of real images"
@@ -193,6 +195,113 @@ def test_missing_data_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest
         load("mnist")
     with pytest.raises(InputError, match=r"mnist does not exist; put .* set FLATMIN_DATA=<folder>"):
         load("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("name", [*names[1:], "imagenet-c:fog:3"])
+def test_every_set_that_is_not_at_hand_says_in_one_line_what_to_fetch(name: str, tmp_path: Path):
+    folder = tmp_path / name.partition(":")[0]
+    with pytest.raises(
+        InputError, match=f"no data for {folder.name}: .* in <folder>/{folder.name} "
+    ):
+        load(name, tmp_path)
+    folder.mkdir()
+    with pytest.raises(InputError, match=f"{folder.name} is empty; put ") as caught:
+        load(name, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_the_files_of_the_set_names_the_first_of_them(tmp_path: Path):
+    (tmp_path / "flowers102").mkdir()
+    (tmp_path / "flowers102" / "notes.txt").write_text("to do")
+    with pytest.raises(InputError, match=r"no setid.mat in .*flowers102: put all original files"):
+        load("flowers102", tmp_path)
+
+
+def test_a_named_set_may_be_sorted_into_folders(tmp_path: Path):
+    for part, count in (("train", 4), ("valid", 2)):
+        for label, name in enumerate(("cat", "dog")):
+            (tmp_path / "pets" / part / name).mkdir(parents=True)
+            for i in range(count):
+                path = tmp_path / "pets" / part / name / f"{i}.png"
+                picture(10 * label + i, (90, 70)).save(path)
+    data = load("pets", tmp_path, size=64)
+    assert data.classes == ("cat", "dog")
+    assert data.train_images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 10, 11, 12, 13]
+    assert data.test_labels.tolist() == [0, 0, 1, 1]
+
+
+def test_labels_without_a_class_are_refused(small_cifar: Path):
+    path = small_cifar / "cifar10" / "test.parquet"
+    for labels, said in (([0, 2], "outside 0 .. 1"), ([0, -1], "outside 0 .. 1")):
+        write_parquet(path, [encoded(picture(1))] * 2, labels, ["cat", "dog"])
+        with pytest.raises(InputError, match=said):
+            load("cifar10", small_cifar)
+
+
+def test_imagenet_in_parquet_has_its_wordnet_numbers_and_its_validation_images(tmp_path: Path):
+    folder = tmp_path / "imagenet" / "data"
+    images = [encoded(picture(i)) for i in range(3)]
+    spoken = [f"thing {i}" for i in range(1000)]
+    write_parquet(folder / "train-00000-of-00001.parquet", images, [5, 999, 0], spoken)
+    write_parquet(folder / "validation-00000-of-00001.parquet", images[1:], [7, 7], spoken)
+    write_parquet(folder / "test-00000-of-00001.parquet", images, [-1, -1, -1], spoken)
+    data = load("imagenet", tmp_path, size=16)
+    assert data.classes == wnids
+    assert data.train_labels.tolist() == [5, 999, 0]
+    assert data.test_images[:, 0, 0, 0].tolist() == [1, 2]
+    write_parquet(folder / "train-00000-of-00001.parquet", images, [0, 1, 1], ["a", "b"])
+    write_parquet(folder / "validation-00000-of-00001.parquet", images, [0, 1, 1], ["a", "b"])
+    with pytest.raises(InputError, match="has 2 classes: expected 1000"):
+        load("imagenet", tmp_path)
+
+
+def test_a_folder_may_hold_parquet_files(small_cifar: Path):
+    data = load(str(small_cifar / "cifar10"))
+    assert torch.equal(data.train_images, load("cifar10", small_cifar).train_images)
+
+
+def test_a_set_on_the_hub_is_fetched_and_read(small_cifar: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[object] = []
+
+    def fetched(repository: str, **given: object) -> str:
+        asked.append((repository, given))
+        return str(small_cifar / "cifar10")
+
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub, "snapshot_download", fetched)
+    data = load("hub:someone/pictures")
+    assert asked == [("someone/pictures", {"repo_type": "dataset", "allow_patterns": "*.parquet"})]
+    assert data.classes == ("cat", "dog")
+    assert data.train_images.shape == (10, 3, 32, 32)
+
+
+def test_a_set_that_the_hub_does_not_give_is_one_clear_line(monkeypatch: pytest.MonkeyPatch):
+    hub = pytest.importorskip("huggingface_hub")
+
+    def offline(repository: str, **given: object) -> str:
+        raise hub.errors.LocalEntryNotFoundError("cannot find the files\nand more")
+
+    monkeypatch.setattr(hub, "snapshot_download", offline)
+    with pytest.raises(InputError, match=r"hub:a/b cannot be fetched \(cannot find the files\): c"):
+        load("hub:a/b")
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="hub:not a name cannot be fetched"):
+        load("hub:not a name")
+
+
+def test_the_hub_needs_its_package(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(InputError, match="pip install huggingface_hub"):
+        load("hub:a/b")
+
+
+def test_large_images_of_a_folder_are_decoded_at_the_size_asked_for(tmp_path: Path):
+    image_folder(tmp_path, size=(200, 150))
+    for size, stored, margin in ((None, 64, 0), (80, 80, 0), (112, 128, 16), (224, 150, 0)):
+        data = load(str(tmp_path), size=size)
+        assert data.train_images.shape[2] == stored
+        assert data.margin == margin
+        assert data.size == stored - margin
 
 
 def test_an_unknown_set_is_refused_with_the_nearest_names():

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from flatmin.training import ImageData, InputError, load, noise
+from flatmin.training import ImageData, InputError, load, noise, parquet
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.333, 0.6, 0.99])
@@ -108,3 +108,17 @@ def test_the_worse_labels_of_people_are_two_fifths_wrong():
     data = load("cifar10", limit=2000)
     wrong = noise.parse("human:worse_label").labels(data, 0) != data.train_labels
     assert 0.36 < float(wrong.float().mean()) < 0.44  # 40.21 % of all
+
+
+@pytest.mark.skipif(
+    not os.environ.get("FLATMIN_DATA"), reason="FLATMIN_DATA names no folder of real images"
+)
+def test_human_labels_are_as_wrong_as_published():
+    """All 50,000, next to the clean labels of the images themselves, row by row."""
+    folder = Path(os.environ["FLATMIN_DATA"])
+    images = parquet.read_labels(folder / "cifar10", ["label"])["label"]
+    answers = parquet.read_labels(folder / "cifar10n", ("clean_label", *noise.human_columns))
+    assert torch.equal(answers["clean_label"], images)
+    published = dict(zip(noise.human_columns, (40.21, 9.01, 17.23, 18.12, 17.64), strict=True))
+    for column, share in published.items():
+        assert abs(100 * float((answers[column] != images).float().mean()) - share) < 0.006

@@ -230,6 +230,16 @@ def test_images_by_class_in_an_archive_need_no_name(tmp_path: Path):
     assert found == {load(str(tmp_path / "insects")).fingerprint()}
 
 
+def test_hidden_files_are_no_images(tmp_path: Path):
+    files = {f"{kind}/{i}.png": picture(i) for kind in ("ants", "bees") for i in range(10)}
+    written(tmp_path, {"a.zip": zipped(files)})
+    hidden = dict.fromkeys(("__MACOSX/ants/._1.png", "ants/._1.png", ".git/1.png"), b"no")
+    written(tmp_path, {"b.zip": zipped({**files, **hidden}), "c.tar": tar({**hidden, **files})})
+    written(tmp_path / "d", {**files, "ants/._1.png": b"no", ".git/1.png": b"no"})
+    names = ("a.zip", "b.zip", "c.tar", "d")
+    assert len({load(str(tmp_path / name)).fingerprint() for name in names}) == 1
+
+
 def test_photographs_are_decoded_with_a_margin_at_the_size_asked_for(tmp_path: Path):
     written(tmp_path / "flowers102", originals.flowers102())
     for size, stored in ((None, 256), (224, 256), (260, 297), (96, 110), (64, 64)):

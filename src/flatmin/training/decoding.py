@@ -103,12 +103,14 @@ def decode(encoded: Sequence[Encoded], form: Form) -> Tensor:
     """
     images = torch.empty(len(encoded), form.channels, form.size, form.size, dtype=torch.uint8)
 
-    def fill(row: int) -> None:
-        images[row] = _decode(encoded[row], form)
+    def fill(rows: range) -> None:
+        for row in rows:
+            images[row] = _decode(encoded[row], form)
 
+    count = len(encoded)
     # Pillow decodes and resizes outside the interpreter's lock
     with ThreadPoolExecutor(processors()) as pool:
-        for _ in pool.map(fill, range(len(encoded))):
+        for _ in pool.map(fill, (range(i, min(i + 8, count)) for i in range(0, count, 8))):
             pass
     return images
 

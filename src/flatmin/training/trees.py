@@ -85,18 +85,17 @@ class Tree:
         files: dict[str, Encoded] = {}
         folders: set[str] = set()
         if place.is_file():
-            files.update(_members(place))
+            files.update(_shown(_members(place)))
         for folder, inside, names in os.walk(place, followlinks=True):
+            above = Path(folder).relative_to(place).as_posix() + "/"
+            above = above.removeprefix("./")
             inside[:] = sorted(name for name in inside if not name.startswith("."))
-            folders.update(Path(folder, name).relative_to(place).as_posix() for name in inside)
-            for name in sorted(names):
-                if name.endswith(archives):
-                    if _stem(name) not in inside:
-                        files.update(_members(Path(folder, name)))
-                elif not name.startswith("."):
-                    files[Path(folder, name).relative_to(place).as_posix()] = File(
-                        f"{folder}/{name}"
-                    )
+            folders.update(above + name for name in inside)
+            for name in sorted(name for name in names if not name.startswith(".")):
+                if not name.endswith(archives):
+                    files[above + name] = File(f"{folder}/{name}")
+                elif _stem(name) not in inside:
+                    files.update(_shown(_members(Path(folder, name))))
         folders.update(folder for name in files for folder in _above(name))
         return cls(str(place), files, frozenset(folders))
 
@@ -179,6 +178,15 @@ def _members(path: Path) -> Iterator[tuple[str, Encoded]]:
             yield from _tar_members(path, file, 0)
     else:
         yield from _compressed_members(path)
+
+
+def _shown(members: Iterable[tuple[str, Encoded]]) -> Iterator[tuple[str, Encoded]]:
+    """Without hidden files, nor what macOS adds to archives."""
+    for name, file in members:
+        if not name.startswith("__MACOSX/") and not any(
+            part.startswith(".") for part in name.split("/")
+        ):
+            yield name, file
 
 
 def _zip_members(path: Path) -> Iterator[tuple[str, Encoded]]:
