@@ -2,13 +2,14 @@
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import browsing
 import pytest
+from browsing import drawn, media, tab_to
 from comparisons import comparison, outcome
 
 from flatmin.cli import main
@@ -147,89 +148,49 @@ def test_what_the_user_named_cannot_break_out_of_the_page(tmp_path: Path):
 def test_an_untuned_page_says_so_and_shows_no_tuning(tmp_path: Path):
     text = page(tmp_path)
     assert "Not tuned." in text
-    assert 'id="plot-tuning"' not in text
+    assert 'data-kind="tuning"' not in text
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    driver = shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("needs chromium and chromedriver")
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "--headless",
-        "--no-sandbox",
-        "--use-angle=swiftshader",
-        "--enable-unsafe-swiftshader",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--window-size=1280,900",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    running = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    running.execute_cdp_cmd("Network.enable", {})
-    running.execute_cdp_cmd(
-        "Network.emulateNetworkConditions",
-        {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
-    )
-    yield running
-    running.quit()
+    with browsing.chromium(tmp_path_factory.mktemp("chromium")) as running:
+        yield running
 
 
-def shown(browser: Any, plot: str) -> list[str]:
-    """The colours of the lines that a plot has drawn."""
-    return browser.execute_script(
-        """return [...document.querySelectorAll(`#${arguments[0]} .scatterlayer .js-line`)]
-             .filter(line => line.getTotalLength() > 0 && line.style.strokeWidth !== "0px")
-             .map(line => line.style.stroke)""",
-        plot,
-    )
+EPOCHS = "[data-curve=accuracy][data-x=epoch]"
 
 
 def test_the_page_opens_without_an_error_and_draws_its_plots(browser: Any, tuned: Path):
     browser.get(tuned.as_uri())
     assert browser.get_log("browser") == []
-    assert len(browser.find_elements("css selector", "#results-table tbody tr")) == 3
-    for plot in ("plot-epochs", "plot-cost", "plot-tuning"):
-        assert len(set(shown(browser, plot))) == (2 if plot == "plot-tuning" else 3)
-    assert len(browser.find_elements("css selector", "#plot-difference .point")) == 2 * (3 + 1)
+    assert len(browser.find_elements("css selector", ".results tbody tr")) == 3
+    for name in ("accuracy", "train_accuracy", "loss"):
+        assert len(set(drawn(browser, f"[data-curve={name}][data-x=epoch]"))) == 3
+    assert len(set(drawn(browser, "[data-x=passes]"))) == 3
+    assert len(set(drawn(browser, "[data-kind=tuning]"))) == 2
+    points = browser.find_elements("css selector", "[data-kind=difference] .point")
+    assert len(points) == 2 * (3 + 1)
     overflow = "return document.documentElement.scrollWidth - innerWidth"
     assert browser.execute_script(overflow) <= 0
 
 
 def test_the_keyboard_reaches_the_methods_and_hides_one(browser: Any, tuned: Path):
     browser.get(tuned.as_uri())
-    page = browser.find_element("css selector", "body")
-    for _ in range(10):
-        page.send_keys("\ue004")  # Tab
-        focused = browser.switch_to.active_element
-        if focused.get_attribute("type") == "checkbox":
-            break
-    else:
-        pytest.fail("no checkbox within ten steps of the Tab key")
-    before = shown(browser, "plot-epochs")
+    focused = tab_to(browser, "input[type=checkbox]", steps=10)
+    before = drawn(browser, EPOCHS)
     focused.send_keys(" ")
-    after = shown(browser, "plot-epochs")
+    after = drawn(browser, EPOCHS)
     assert len(set(before)) == 3
     assert set(after) == set(before) - {before[0]}
     assert browser.get_log("browser") == []
 
 
 def test_a_dark_screen_gets_a_dark_page_and_paper_a_light_one(browser: Any, tuned: Path):
-    def colours(scheme: str, media: str = "screen") -> tuple[str, str]:
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        browser.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia", {"media": media, "features": features}
-        )
+    def colours(scheme: str, kind: str = "screen") -> tuple[str, str]:
+        media(browser, scheme, kind)
         browser.get(tuned.as_uri())
         paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
-        return paper, shown(browser, "plot-epochs")[0]
+        return paper, drawn(browser, EPOCHS)[0]
 
     light, dark, printed = colours("light"), colours("dark"), colours("dark", "print")
     assert light == ("rgb(253, 253, 251)", "rgb(107, 112, 120)")

@@ -104,9 +104,11 @@ def _compare(wanted: Compare) -> int:
 
 
 def _run(wanted: Run) -> int:
-    from flatmin.studies import archive, terminal
+    from flatmin.studies import archive, files, terminal
     from flatmin.studies.places import Place
     from flatmin.studies.recipes import Recipe
+    from flatmin.studies.report import pages, sheets
+    from flatmin.studies.report.runs import Record
     from flatmin.studies.store import Store
     from flatmin.studies.trainer import Trainer, require
 
@@ -124,7 +126,10 @@ def _run(wanted: Run) -> int:
     trainer = Trainer.at(place, checkpoints=wanted.checkpoints, tensorboard=wanted.tensorboard)
     if not _train(store, plan, archive.named(plan), trainer, workers):
         return 130
-    terminal.beside(plan, store, store.export())
+    store.export()
+    page = store.folder / "report.html"
+    files.write(page, pages.report([sheets.sheet(Record.of(store, plan))]))
+    terminal.beside(plan, store, page)
     return 1 if store.failures else 0
 
 
@@ -226,7 +231,12 @@ def _report(wanted: Report) -> int:
         return 0
     path = wanted.out or runs.folder(wanted.runs) / "report.html"
     files.writable(path.parent)
-    files.write(path, content)
+    try:
+        files.write(path, content)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path} ({error.strerror}): give another file by --out"
+        ) from None
     print(path)
     return 0
 

@@ -135,7 +135,7 @@ def show(outcome: Outcome, summary: Summary, page: Path) -> None:
     console.print(f"\n{page}", markup=False, soft_wrap=True)
 
 
-def beside(plan: Plan, store: Store, results: Path) -> None:
+def beside(plan: Plan, store: Store, page: Path) -> None:
     """Print what a recipe has given beside what its paper prints."""
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     recipe = plan.recipe
@@ -146,7 +146,7 @@ def beside(plan: Plan, store: Store, results: Path) -> None:
     console.print(tables.table(plan, store.rows))
     for failure in store.failures.values():
         console.print(failed(failure), markup=False)
-    console.print(f"\n{results}", markup=False, soft_wrap=True)
+    console.print(f"\n{page}", markup=False, soft_wrap=True)
 
 
 def recipes(listing: Sequence[Listing]) -> None:

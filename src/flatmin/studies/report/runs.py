@@ -39,6 +39,12 @@ class Record:
     failures: tuple[Failed, ...] = ()
     running: int = 0
 
+    @classmethod
+    def of(cls, store: Store, plan: Known) -> Record:
+        """Of a store as it was last read."""
+        failures = tuple(store.failures.values())
+        return cls(str(store.place), plan, store.rows, failures, len(store.running))
+
 
 def records(places: Sequence[str]) -> list[Record]:
     """What is in `places`, in their order: folders of runs, folders that hold such, URLs.
@@ -98,10 +104,7 @@ def _read(path: str) -> Record:
     if "://" not in path and not any((folder / mark).exists() for mark in _marks[:2]):
         return _exported(folder / "results.json")
     store = Store.join(Place.of(path), allow_mixed=True)
-    plan = archive.restored(store.plan)
-    return Record(
-        path, plan, store.rows, tuple(store.failures.values()), running=len(store.running)
-    )
+    return Record.of(store, archive.restored(store.plan))
 
 
 def _exported(path: Path) -> Record:
