@@ -15,7 +15,7 @@
     names: data.axes.map((axis) => axis.name),
     at: data.axes.map((axis) => axis.labels[0]),
     methods: data.methods.map((title, k) => ({
-      title, color: `--m${k % 8}`, dash: ["solid", "dash", "dot"][Math.floor(k / 8) % 3], shown: true,
+      title, color: `--m${k % 10}`, dash: ["solid", "dash", "dot"][Math.floor(k / 10) % 3], shown: true,
     })),
     near: i === 0,
   }));
