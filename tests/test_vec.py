@@ -160,3 +160,24 @@ def test_a_step_that_is_not_finite_is_dropped_on_the_device_too(method, call):
     for name, bits in before.items():
         if "flatmin" not in name and not name.startswith("group"):
             assert torch.equal(bits, after[name]), name
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (5,), (4, 3, 3, 3)])
+def test_small_tensors_that_are_alike_but_for_their_first_dimension_are_joined_by_runs(shape):
+    like = [torch.randn(n, *shape[1:]) for n in (shape[0], 2, 7, 1, 3)]
+    if len(shape) == 4:
+        like[1] = like[1].to(memory_format=torch.channels_last)
+    others = [torch.randn(6), torch.randn(2, 9), torch.randn(11)]
+    for tensors, several in ((like, True), (like + others, False)):
+        s = Space([tensors])
+        (block,) = s.blocks
+        assert bool(block.runs) is several
+        (flat,) = s.join(tensors)
+        assert torch.equal(flat, torch.cat([tensors[i].reshape(-1) for i in block.members]))
+        for i, piece in zip(block.members, s.split(0, flat), strict=True):
+            assert torch.equal(piece, tensors[i])
+        runs = s.split_by_runs(0, flat)
+        assert sum(run.numel() for run in runs) == (flat.numel() if several else 0)
+        for run, members in zip(runs, block.runs, strict=True):
+            assert torch.equal(run, torch.cat([tensors[i] for i in block.members[members]]))
+            assert run.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr()

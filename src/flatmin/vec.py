@@ -13,6 +13,7 @@ block, and so `g - sigma * (lmbda * m + (1 - lmbda) * g)` costs no copy of the w
 # The foreach kernels carry an underscore, yet they are what torch's own optimizers are made of.
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -224,12 +225,22 @@ def _plain(out: Tensor | None, terms: list[Term], j: int) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Block:
-    """A run of the vector: the parameters in it, by position; their group, and who shares them."""
+    """A part of the vector.
+
+    Fields:
+        members: the parameters in it, by position.
+        group: their parameter group.
+        shared_by: the process groups over which they are split.
+        joined: whether they are small tensors, held end to end.
+        runs: where among the members those begin and end that are alike but for their first
+            dimension, and so can be joined as they are; empty where that would not pay.
+    """
 
     members: tuple[int, ...]
     group: int
     shared_by: tuple[Any, ...]
     joined: bool
+    runs: tuple[slice, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -282,7 +293,7 @@ class Space:
     def join(self, pieces: Sequence[Tensor]) -> list[Tensor]:
         """The blocks of a vector that is given as one piece for each parameter."""
         return [
-            _flatten([pieces[i] for i in b.members]) if b.joined else pieces[b.members[0]]
+            _flatten([pieces[i] for i in b.members], b.runs) if b.joined else pieces[b.members[0]]
             for b in self.blocks
         ]
 
@@ -290,11 +301,19 @@ class Space:
         """The pieces of block `j`, as views of it, in the order of its members."""
         return _unflatten(block, self.parts[j]) if self.blocks[j].joined else [block]
 
+    def split_by_runs(self, j: int, block: Tensor) -> list[Tensor]:
+        """The runs of block `j`, each as one tensor: a view of the block."""
+        runs = [self.parts[j][run] for run in self.blocks[j].runs]
+        sizes = [sum(x.numel() for x in run) for run in runs]
+        pieces = cast("tuple[Tensor, ...]", block.split(sizes)) if runs else ()
+        return [x.view(-1, *run[0].shape[1:]) for x, run in zip(pieces, runs, strict=True)]
+
     def each(self, j: int, value: Callable[[int], float]) -> Tensor:
         """A block that holds `value(i)` all over parameter `i`."""
         members = self.blocks[j].members
         pieces = [torch.full_like(self.pieces[i], value(i)) for i in members]
-        return _flatten(pieces) if self.blocks[j].joined else pieces[0]
+        b = self.blocks[j]
+        return _flatten(pieces, b.runs) if b.joined else pieces[0]
 
     def take(self, *, copy: bool) -> Seen | None:
         """The gradient that the last backward pass has left; zero where it has left none.
@@ -485,8 +504,23 @@ def _blocks(
         else:
             key = (group_of[i], shared_by, x.device, x.dtype)
             small.setdefault(key, []).append(i)
-    joined = [Block(tuple(members), key[0], key[1], True) for key, members in small.items()]
+    joined = [_joined(key[0], key[1], members, pieces) for key, members in small.items()]
     return joined + blocks
+
+
+def _joined(
+    group: int, shared_by: tuple[Any, ...], members: list[int], pieces: list[Tensor]
+) -> Block:
+    alike: dict[Any, list[int]] = {}
+    for i in members:
+        shape = pieces[i].shape
+        alike.setdefault(shape[1:] if shape else None, []).append(i)
+    runs: list[slice] = []
+    if None not in alike and 4 * len(alike) <= len(members):
+        members = [i for same in alike.values() for i in same]
+        ends = list(itertools.accumulate(len(same) for same in alike.values()))
+        runs = [slice(*bounds) for bounds in zip([0, *ends], ends, strict=False)]
+    return Block(tuple(members), group, shared_by, True, tuple(runs))
 
 
 def _shard_groups(t: Tensor) -> tuple[Any, ...]:
@@ -499,8 +533,10 @@ def _shard_groups(t: Tensor) -> tuple[Any, ...]:
     )
 
 
-def _flatten(pieces: list[Tensor]) -> Tensor:
-    return cast(Tensor, _flatten_dense_tensors(pieces))
+def _flatten(pieces: list[Tensor], runs: Sequence[slice]) -> Tensor:
+    if not runs:
+        return cast(Tensor, _flatten_dense_tensors(pieces))
+    return torch.cat([torch.cat(pieces[run]).reshape(-1) for run in runs])
 
 
 def _unflatten(block: Tensor, like: list[Tensor]) -> list[Tensor]:

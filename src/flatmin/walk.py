@@ -40,6 +40,7 @@ class Walk:
         self._ids = list(map(id, space.params))
         self._copy: list[Tensor] = []
         self._views: list[list[Tensor]] = []
+        self._runs: list[list[Tensor]] = []
         self._moved: dict[int, tuple[Tensor, list[Tensor]]] = {}
         self._packed: list[bool] = []
         self._home = Vector(Term(_Home(self)))
@@ -150,12 +151,18 @@ class Walk:
             self._allocate()
         if not self._packed[j]:
             self._packed[j] = True
-            copy_(self._views[j], self.space.parts[j])
+            b, parts = self.space.blocks[j], self.space.parts[j]
+            if b.runs:
+                for run, like in zip(b.runs, self._runs[j], strict=True):
+                    torch.cat(parts[run], out=like)
+            else:
+                copy_(self._views[j], parts)
         return self._copy[j]
 
     def _allocate(self) -> None:
         self._copy = [torch.empty_like(x) for x in self._now()]
         self._views = [self.space.split(j, x) for j, x in enumerate(self._copy)]
+        self._runs = [self.space.split_by_runs(j, x) for j, x in enumerate(self._copy)]
         # Large tensors move where they are; joined ones are small, and are moved in a copy.
         self._in_place = list(self._copy)
         for j, b in enumerate(self.space.blocks):
