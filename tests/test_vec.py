@@ -167,7 +167,7 @@ def test_small_tensors_that_are_alike_but_for_their_first_dimension_are_joined_b
     like = [torch.randn(n, *shape[1:]) for n in (shape[0], 2, 7, 1, 3)]
     if len(shape) == 4:
         like[1] = like[1].to(memory_format=torch.channels_last)
-    others = [torch.randn(6), torch.randn(2, 9), torch.randn(11)]
+    others = [torch.randn(2, n) for n in (9, 8, 7)]
     for tensors, several in ((like, True), (like + others, False)):
         s = Space([tensors])
         (block,) = s.blocks
