@@ -28,4 +28,5 @@ class OtherBatch(Direction):
         return 1
 
     def displacement(self, at: Probe) -> Looks[Vector]:
+        at.norm(at.grad)  # which ends the step if it is not finite; nothing else is made of it
         return at.climb((yield from at.auxiliary()))
