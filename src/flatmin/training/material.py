@@ -99,8 +99,13 @@ class Set:
 
     @property
     def chunk(self) -> int:
-        """How many images are evaluated at once: fewer where they are large."""
-        return max(16, min(500, 500 * 64**2 // self._size**2))
+        """How many images are evaluated at once: fewer where they are large.
+
+        On a CPU what one layer makes of them should stay in its cache: networks of 32 pixels take
+        half the time with 64 images that they take with 500.
+        """
+        most = 64 * 32**2 if self._labels.device.type == "cpu" else 500 * 64**2
+        return max(16, min(500, most // self._size**2))
 
     def plain(self, rows: Tensor) -> Batch:
         """The images `rows` (b,) as they are."""
