@@ -11,6 +11,8 @@ from flatmin.cost import Cost
 from flatmin.training import Epoch, ImageData, InputError, Run, Training, load, models, noise, train
 from flatmin.training.augmentation import moments
 from flatmin.training.data import stratified
+from flatmin.training.material import Material
+from flatmin.training.parallel import Crew
 from flatmin.training.seeds import derive, generator
 
 SHORT = Training(data="digits", model="mlp", method="sgd", epochs=2, batch=64, noise="0.3")
@@ -156,6 +158,31 @@ def test_a_watcher_hears_of_every_epoch_as_it_ends(digits: ImageData):
 def test_a_batch_larger_than_the_training_set_is_refused(digits: ImageData):
     with pytest.raises(InputError, match="a batch of 301 is more than the 300 images"):
         train(replace(SHORT, batch=301), digits)
+
+
+def test_images_of_other_classes_than_those_learned_are_refused(digits: ImageData):
+    apart = replace(digits, test_labels=torch.full_like(digits.test_labels, 10))
+    with pytest.raises(InputError, match="no class of the test images of digits is among those"):
+        train(SHORT, apart)
+
+
+def test_published_weights_go_on_seeing_the_colours_that_they_were_trained_with():
+    pixels = torch.arange(12 * 3 * 32 * 32).view(12, 3, 32, 32).remainder(251).to(torch.uint8)
+    labels = torch.arange(12).remainder(2)
+    data = ImageData("colours", ("a", "b"), pixels, labels, pixels, labels, torch.arange(12))
+    own = moments(pixels)
+    deit = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    vit = torch.full((3,), 0.5), torch.full((3,), 0.5)
+    for model, pretrained, (mean, std) in (
+        ("deit-s", None, (own[0] / 255, own[1] / 255)),
+        ("deit-s", "hub", deit),
+        ("vit-s16", "weights.pt", vit),
+        ("resnet20", "weights.pt", (own[0] / 255, own[1] / 255)),  # has no published weights
+    ):
+        training = Training("colours", model, "sgd", batch=4, pretrained=pretrained)
+        seen = Material(training, data, Crew("cpu")).examined.plain(torch.arange(12)).images
+        expected = (pixels / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+        torch.testing.assert_close(seen, expected.float(), rtol=1e-5, atol=1e-5)
 
 
 def test_a_run_that_diverges_says_so(digits: ImageData):

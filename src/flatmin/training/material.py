@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flatmin.training import noise
+from flatmin.training import models, noise
 from flatmin.training.augmentation import Augmentation, Images, moments
 from flatmin.training.data import ImageData, others, stratified
 from flatmin.training.errors import InputError
@@ -196,10 +196,15 @@ class Material:
     def __init__(self, training: Training, data: ImageData, crew: Crew) -> None:
         labels = noise.parse(training.noise).labels(data, training.seed)
         self.size = training.size or data.size
-        self._moments = moments(data.train_images)
+        self._moments = _moments(training, data)
         self._crew = crew
         self._training = training
         kept, held = _parted(training, labels)
+        if held is None and not torch.isin(data.test_labels, data.train_labels).any():
+            raise InputError(
+                f"no class of the test images of {data.name} is among those of its training "
+                f"images: it is a set for episodes, on which accuracy would always be 0 %"
+            )
         augmentation = Augmentation.standard(min(self.size, data.size), data.margin)
         self._images = self.set(
             data.train_images[kept],
@@ -253,6 +258,19 @@ class Material:
     def _stream(self, size: int, purpose: str) -> Stream:
         share = self._crew.share(size)
         return Stream(self._images, size, share, self._training.seed, purpose)
+
+
+def _moments(training: Training, data: ImageData) -> tuple[Tensor, Tensor]:
+    """By what images are normalised, in the units of their pixels.
+
+    Published weights go on seeing what they were trained to see; all others see the training
+    images with mean 0 and standard deviation 1.
+    """
+    network = models.models[training.model]
+    if training.pretrained is None or network.hub is None or data.channels != 3:
+        return moments(data.train_images)
+    mean, std = 255 * torch.tensor(network.colours, dtype=torch.float64)
+    return mean, std
 
 
 def _parted(training: Training, labels: Tensor) -> tuple[Tensor, Tensor | None]:

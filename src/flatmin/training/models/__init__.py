@@ -28,6 +28,13 @@ Builder = Callable[[int, int, int, float], nn.Module]
 """From (channels, size, classes, width): (n, channels, size, size) in, (n, classes) out."""
 
 
+Colours = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and standard deviation of red, green and blue, from 0 to 1."""
+
+IMAGENET: Colours = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALVES: Colours = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
 @dataclass(frozen=True)
 class Network:
     """A row of `models`.
@@ -37,12 +44,14 @@ class Network:
         smallest: the smallest image side, in pixels, that it takes.
         multiple: the side must be a multiple of this.
         hub: the repository of pretrained weights at the Hugging Face hub; None if there is none.
+        colours: by which images were normalised when those weights were trained.
     """
 
     build: Builder
     smallest: int = 8
     multiple: int = 1
     hub: str | None = None
+    colours: Colours = IMAGENET
 
 
 def build(
@@ -108,11 +117,11 @@ models: Mapping[str, Network] = {
     "densenet121": Network(dense.densenet121),
     "densenet121-imagenet": Network(dense.densenet121_imagenet, 32, hub="timm/densenet121.ra_in1k"),
     "vit-s16": Network(
-        transformer.vit_s16, 16, 16, hub="timm/vit_small_patch16_224.augreg_in21k_ft_in1k"
+        transformer.vit_s16, 16, 16, "timm/vit_small_patch16_224.augreg_in21k_ft_in1k", HALVES
     ),
     "deit-s": Network(transformer.vit_s16, 16, 16, hub="timm/deit_small_patch16_224.fb_in1k"),
     "vit-adapter-s": Network(
-        adapter.vit_adapter_s, 32, 32, hub="timm/vit_small_patch16_224.augreg_in21k"
+        adapter.vit_adapter_s, 32, 32, "timm/vit_small_patch16_224.augreg_in21k", HALVES
     ),
     "efficientnet-b2": Network(efficient.b2, 32, hub="timm/efficientnet_b2.ra_in1k"),
     "efficientnet-b3": Network(efficient.b3, 32, hub="timm/efficientnet_b3.ra2_in1k"),
