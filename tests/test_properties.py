@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import flatmin
-from flatmin import descent, direction, geometry, policy, selection, vec
+from flatmin import descent, direction, geometry, policy, selection, space
 from flatmin.random import uniform
 
 SAMPLES, STEPS = 4, 4
@@ -124,7 +124,7 @@ class Training:
         closures = [partial(self.closure, "primary")]
         if self.optimizer.direction.auxiliary_passes:
             closures.append(partial(self.closure, "auxiliary"))
-        with patch.object(vec, "LARGE", self.large):
+        with patch.object(space, "LARGE", self.large):
             loss = self.optimizer.step(*closures)
         self.steps += 1
         return loss
@@ -269,7 +269,7 @@ def trainings(**chosen: Any) -> Any:
         "radii": st.lists(st.sampled_from([0.0, 0.05, 0.5]), min_size=1, max_size=3),
         "make_base": BASES,
         "seed": seeds,
-        "large": st.sampled_from([-1, 4, vec.LARGE]),
+        "large": st.sampled_from([-1, 4, space.LARGE]),
         "parts": st.fixed_dictionaries({k: chosen.pop(k, v) for k, v in parts.items()}),
     }
     return st.builds(Training, **{**drawn, **chosen})
@@ -414,7 +414,7 @@ class Recorder(torch.optim.SGD):
     "missing, expected",
     [({0}, "gg"), ({1}, "0g"), ({2}, "--"), ({0, 1}, "0g"), ({0, 1, 2}, "--")],
 )
-@pytest.mark.parametrize("large", [-1, vec.LARGE])
+@pytest.mark.parametrize("large", [-1, space.LARGE])
 def test_the_last_pass_decides_whether_the_base_gets_a_gradient(
     missing: set[int], expected: str, large: int
 ):
@@ -427,7 +427,7 @@ def test_the_last_pass_decides_whether_the_base_gets_a_gradient(
 
 
 @pytest.mark.parametrize("dtype", [*REAL, torch.float16, torch.complex64])
-@pytest.mark.parametrize("large", [-1, vec.LARGE])
+@pytest.mark.parametrize("large", [-1, space.LARGE])
 def test_a_zero_gradient_climbs_nowhere_in_every_type(dtype: torch.dtype, large: int):
     training = Training([Weights((3,), dtype)], [0.05], torch.optim.SGD, {}, seed=0, large=large)
     training.loss = lambda number, wave: (0 * real(training.params[0])).sum().double()

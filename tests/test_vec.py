@@ -10,7 +10,8 @@ from tables import LOOKING, METHODS, Trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flatmin
-from flatmin.vec import LARGE, ZERO, Space, Term, Vector
+from flatmin.space import LARGE, Space
+from flatmin.vec import ZERO, Term, Vector
 
 
 def space() -> Space:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from flatmin.distributed import Ranks
-from flatmin.vec import Space, Term, Vector, local
+from flatmin.space import Space, local
+from flatmin.vec import Term, Vector
 
 KEY = "flatmin"
 """The entry of every parameter group that holds the numbers: counts, and what policies keep."""

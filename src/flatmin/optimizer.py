@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, TypedDict
 import torch
 from torch import Tensor, nn
 
-from flatmin import check, vec
+from flatmin import check
 from flatmin.cost import Cost
 from flatmin.descent import Descent, Plain
 from flatmin.direction import Ascent, Direction
@@ -25,6 +25,8 @@ from flatmin.passes import Passes, advance
 from flatmin.policy import Always, Policy
 from flatmin.probe import Looks, NotFinite, Pass, Probe, settle
 from flatmin.selection import Selection, WholeBatch
+from flatmin.space import Space
+from flatmin.vec import TINY, ZERO, Vector
 from flatmin.walk import Walk
 from flatmin.wrapper import Wrapper, check_base, check_radius
 
@@ -285,7 +287,7 @@ class SharpnessAware(Wrapper):
         self._descend(at, walk, gradients, perturbed)
         return at.loss
 
-    def _look_around(self, at: Probe, walk: Walk) -> Looks[list[vec.Vector]]:
+    def _look_around(self, at: Probe, walk: Walk) -> Looks[list[Vector]]:
         """The perturbed pass, and what the descent makes of it."""
         eps = yield from settle(self.direction.displacement(at))
         chosen = yield from settle(self.selection.choose(at, eps))
@@ -306,25 +308,25 @@ class SharpnessAware(Wrapper):
     def _looks_for_inf(self) -> bool:
         return self.nonfinite != "ignore" or self._unscale is not None
 
-    def _stay(self, at: Probe, foreseen: bool | None) -> list[vec.Vector]:
+    def _stay(self, at: Probe, foreseen: bool | None) -> list[Vector]:
         """The gradients of a step that looks nowhere."""
         if foreseen is None:
             at.agree_on_gradient()
         return self.descent.without(at)
 
-    def _clipped(self, at: Probe, gradient: vec.Vector) -> vec.Vector:
+    def _clipped(self, at: Probe, gradient: Vector) -> Vector:
         """The gradient, no longer than `max_norm`; its norm is looked at in any case."""
         if self.max_norm is None and not self._looks_for_inf:
             return gradient
         norm = at.norm(gradient)
         if self.max_norm is None:
             return gradient
-        factor = self.max_norm / (norm + vec.TINY)
+        factor = self.max_norm / (norm + TINY)
         if isinstance(factor, Tensor):
             return factor.clamp(max=1.0) * gradient
         return gradient if factor >= 1.0 else factor * gradient
 
-    def _descend(self, at: Probe, walk: Walk, gradients: list[vec.Vector], perturbed: bool) -> None:
+    def _descend(self, at: Probe, walk: Walk, gradients: list[Vector], perturbed: bool) -> None:
         """Step the base optimizer from the unperturbed weights; only then remember."""
         at.update_memory()
         for gradient in gradients:
@@ -408,7 +410,7 @@ class SharpnessAware(Wrapper):
                 "evaluates the loss more than once: step(closure). Loops that scale the loss use "
                 "flatmin.amp instead of a GradScaler beside it"
             )
-        walk.go(vec.ZERO)
+        walk.go(ZERO)
         self.base.step()
         walk.back()
         for name in (*self.direction.buffers, *self.descent.buffers):
@@ -423,7 +425,7 @@ class SharpnessAware(Wrapper):
         known = self._walk
         if known is None or not known.fits(groups):
             faces = self._masters.faces if self._masters else None
-            self._walk = known = Walk(vec.Space(groups, faces))
+            self._walk = known = Walk(Space(groups, faces))
             self._memory = Memory(self.base, known.space)
         known.begin()
         return known

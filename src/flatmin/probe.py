@@ -17,7 +17,8 @@ from flatmin.distributed import Ranks
 from flatmin.geometry import Geometry
 from flatmin.memory import Memory
 from flatmin.normalization import Surroundings
-from flatmin.vec import TINY, Metric, Scalar, Seen, Vector
+from flatmin.space import Seen
+from flatmin.vec import TINY, Metric, Scalar, Vector
 from flatmin.walk import HERE, Walk
 
 Batch: TypeAlias = Literal["primary", "auxiliary"]

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatmin.vec import Space, Term, Vector, copy_, local
+from flatmin.space import Space, copy_, local
+from flatmin.vec import Term, Vector
 
 HERE = Vector()
 """The place where the weights stand, for those who no longer know how they came there."""
