@@ -87,12 +87,18 @@ class Trainer:
         self.on_call(kind, call)
         x, y = self.batch(kind)
         x, y = (x, y) if chosen is None else (x[chosen], y[chosen])
-        losses = cross_entropy(self.model(x), y, reduction="none") * self.factor(kind, call)
+        losses = self.losses(x, y) * self.factor(kind, call)
         if self.method.per_sample:
             return losses
         loss = losses.mean()
-        loss.backward()
+        self.differentiate(loss)
         return loss
+
+    def losses(self, x: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(self.model(x), y, reduction="none")
+
+    def differentiate(self, loss: Tensor) -> None:
+        loss.backward()
 
     def closures(self) -> tuple[Callable[..., Tensor], ...]:
         primary = partial(self.closure, "primary")
@@ -103,9 +109,12 @@ class Trainer:
     def step(self) -> Tensor:
         torch.manual_seed(1000 + self.steps)
         self.calls.clear()
-        loss = self.optimizer.step(*self.closures())
+        loss = self.advance()
         self.steps += 1
         return loss
+
+    def advance(self) -> Tensor:
+        return self.optimizer.step(*self.closures())
 
     def run(self, steps: int = 4) -> Trainer:
         for _ in range(steps):

@@ -45,29 +45,17 @@ class Mixed(Trainer):
         self.scaler = scaler
         self.autocast = partial(torch.autocast, "cpu", precision)
 
-    def closure(self, kind: str, chosen: Tensor | None = None) -> Tensor:
-        call = len(self.calls)
-        self.calls.append(kind)
-        self.on_call(kind, call)
-        x, y = self.batch(kind)
-        x, y = (x, y) if chosen is None else (x[chosen], y[chosen])
+    def losses(self, x: Tensor, y: Tensor) -> Tensor:
         with self.autocast():
-            losses = cross_entropy(self.model(x), y, reduction="none") * self.factor(kind, call)
-        if self.method.per_sample:
-            return losses
-        loss = losses.mean()
-        (self.scaler.scale(loss) if self.scaler else loss).backward()
-        return loss
+            return super().losses(x, y)
 
-    def step(self) -> Tensor:
-        torch.manual_seed(1000 + self.steps)
-        self.calls.clear()
+    def differentiate(self, loss: Tensor) -> None:
+        (self.scaler.scale(loss) if self.scaler else loss).backward()
+
+    def advance(self) -> Tensor:
         if self.scaler is None:
-            loss = self.optimizer.step(*self.closures())
-        else:
-            loss = amp.step(self.optimizer, self.scaler, *self.closures())
-        self.steps += 1
-        return loss
+            return super().advance()
+        return amp.step(self.optimizer, self.scaler, *self.closures())
 
 
 def tame(method: str, base: str = "sgd", **options: Any) -> Mixed:

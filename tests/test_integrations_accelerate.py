@@ -14,6 +14,7 @@ import torch
 from tables import IMAGES, LABELS
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from weights import deviation, same_bits
 
 import flatmin
 
@@ -110,16 +111,6 @@ class Prepared:
         for pair in batches(dtype):
             self.step(*pair)
         return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-
-
-def same_bits(a: nn.Module, b: nn.Module) -> bool:
-    mine, theirs = a.state_dict(), b.state_dict()
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
-
-
-def deviation(a: nn.Module, b: nn.Module) -> float:
-    x, y = (torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (a, b))
-    return float((x - y).norm() / y.norm())
 
 
 # --- the same weights

@@ -16,6 +16,7 @@ from tables import IMAGES, LABELS
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset, IterableDataset, default_collate
+from weights import deviation, same_bits
 
 import flatmin
 
@@ -179,16 +180,6 @@ def train(trainer: SharpnessAwareTrainer, **options: Any) -> nn.Module:
     trainer.add_callback(Seeded())
     trainer.train(**options)
     return trainer.model
-
-
-def same_bits(a: nn.Module, b: nn.Module) -> bool:
-    mine, theirs = a.state_dict(), b.state_dict()
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
-
-
-def deviation(a: nn.Module, b: nn.Module) -> float:
-    x, y = (torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (a, b))
-    return float((x - y).norm() / y.norm())
 
 
 # --- the same weights
