@@ -180,7 +180,7 @@ def test_published_weights_go_on_seeing_the_colours_that_they_were_trained_with(
         ("resnet20", "weights.pt", (own[0] / 255, own[1] / 255)),  # has no published weights
     ):
         training = Training("colours", model, "sgd", batch=4, pretrained=pretrained)
-        seen = Material(training, data, Crew("cpu")).examined.plain(torch.arange(12)).images
+        seen = Material(training, data, Crew.here("cpu")).examined.plain(torch.arange(12)).images
         expected = (pixels / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
         torch.testing.assert_close(seen, expected.float(), rtol=1e-5, atol=1e-5)
 

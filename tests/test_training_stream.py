@@ -13,10 +13,14 @@ import torch
 from originals import picture, written
 from test_training_data import encoded, write_parquet
 from torch import Tensor
+from torch.nn import functional as F
 
 from flatmin.training import ImageData, InputError, Training, load, parquet, train
 from flatmin.training.augmentation import Augmentation, Images, moments
+from flatmin.training.loop import accuracy
+from flatmin.training.material import Set
 from flatmin.training.memory import most_bytes, readable
+from flatmin.training.parallel import Crew
 from flatmin.training.stream import Ahead, Streamed, pieces, spaced
 
 
@@ -124,6 +128,25 @@ def test_a_run_on_a_streamed_set_is_the_run_in_memory(
         replace(epoch, seconds=0) for epoch in in_memory.epochs
     ]
     assert streamed.examined == in_memory.examined
+
+
+def test_test_images_are_decoded_while_the_ones_before_are_evaluated():
+    seen: list[tuple[str, list[int]]] = []
+
+    def decoded(rows: Tensor) -> Tensor:
+        seen.append((threading.current_thread().name, rows.tolist()))
+        return rows.view(-1, 1, 1, 1).expand(-1, 3, 4, 4).byte()
+
+    pixels = Streamed(decoded, torch.arange(1200), 3, 4)
+    labels = torch.arange(1200).remainder(256)
+    images = Set(pixels, labels, torch.zeros(3), torch.ones(3), size=4)
+
+    def scores(x: Tensor) -> Tensor:
+        return F.one_hot(x[:, 0, 0, 0].long(), 256)
+
+    assert accuracy(scores, torch.nn.Identity(), images, Crew.here("cpu")) == 100
+    assert sorted(row for _, rows in seen for row in rows) == list(range(1200))
+    assert {rows[0] for who, rows in seen if who != "MainThread"} == {500, 1000}
 
 
 def test_at_most_a_few_batches_are_decoded_ahead():

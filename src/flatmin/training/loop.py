@@ -307,10 +307,12 @@ def accuracy(scores: Scores, model: nn.Module, images: Set, crew: Crew, top: int
     """% of `images` that `model`, in evaluation mode, gives their label in its `top` guesses."""
     model.eval()
     right = torch.zeros((), dtype=torch.int64, device=crew.device)
-    size = images.chunk * crew.world
-    for start in range(0, len(images), size):
-        rows = torch.arange(start, min(start + size, len(images)))
-        batch = images.plain(rows.tensor_split(crew.world)[crew.rank])
+    chunks = torch.arange(len(images)).split(images.chunk * crew.world)
+    shares = [rows.tensor_split(crew.world)[crew.rank] for rows in chunks]
+    for at, rows in enumerate(shares):
+        for coming in shares[at + 1 : at + 3]:
+            images.expect(coming)
+        batch = images.plain(rows)
         answers = scores(batch.images)
         # of equal scores, argmax takes the first and topk any
         guesses = answers.topk(top).indices if top > 1 else answers.argmax(1, keepdim=True)
