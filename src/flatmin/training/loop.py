@@ -307,12 +307,15 @@ def accuracy(scores: Scores, model: nn.Module, images: Set, crew: Crew, top: int
     """% of `images` that `model`, in evaluation mode, gives their label in its `top` guesses."""
     model.eval()
     right = torch.zeros((), dtype=torch.int64, device=crew.device)
-    chunks = torch.arange(len(images)).split(images.chunk * crew.world)
-    shares = [rows.tensor_split(crew.world)[crew.rank] for rows in chunks]
-    for at, rows in enumerate(shares):
+    rows, size = torch.arange(len(images)), images.chunk * crew.world
+    shares = [
+        rows[start : start + size].tensor_split(crew.world)[crew.rank]
+        for start in range(0, len(rows), size)
+    ]
+    for at, mine in enumerate(shares):
         for coming in shares[at + 1 : at + 3]:
             images.expect(coming)
-        batch = images.plain(rows)
+        batch = images.plain(mine)
         answers = scores(batch.images)
         # of equal scores, argmax takes the first and topk any
         guesses = answers.topk(top).indices if top > 1 else answers.argmax(1, keepdim=True)
