@@ -95,8 +95,8 @@ class Images:
         self.margin, self.size = margin, stored - margin
         self.side = stored + 2 * self.augmentation.padding
         self.device = pixels.device
-        self.mean = mean.float().repeat(self.size * self.size).to(self.device)
-        self.scale = (1 / std.float()).repeat(self.size * self.size).to(self.device)
+        self.mean = mean.float().view(-1, 1, 1).to(self.device)
+        self.scale = (1 / std.float()).view(-1, 1, 1).to(self.device)
         # the images themselves, or who reads them
         self._source = Ahead(pixels) if isinstance(pixels, Streamed) else self._stored(pixels)
 
@@ -148,26 +148,43 @@ class Images:
             stored, rows = self._stored(self._source.read(rows)), torch.arange(len(rows))
         else:
             stored = self._source
-        see = self._zoomed if self.augmentation.zoom else self._shifted
-        batch = see(stored, rows.to(self.device), choice)
+        batch = torch.empty(len(rows), self.channels, self.size, self.size, device=self.device)
+        rows, step = rows.to(self.device), self._at_once(len(rows))
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            self._see(stored, rows[part], choice.at(part), batch[part])
+        return batch
+
+    def _at_once(self, count: int) -> int:
+        """How many images are made at once.
+
+        On a CPU what lies between must be small: memory that is taken from the system anew for
+        every batch costs more than all the arithmetic.
+        """
+        return max(1, 2**17 // self.size**2) if self.device.type == "cpu" else max(1, count)
+
+    def _see(self, stored: Tensor, rows: Tensor, choice: Choice, out: Tensor) -> None:
+        if self.augmentation.zoom:
+            self._zoom(stored, rows, choice, out)
+        else:
+            self._shift(stored, rows, choice, out)
+        out.sub_(self.mean).mul_(self.scale)
         if choice.centres is not None:
-            self._cut(batch, choice.centres)
-        # one channel: the same memory is also in the plain order, which linear layers prefer
-        return batch.contiguous() if self.channels == 1 else batch
+            out.mul_(self._kept(choice.centres.to(self.device)))
 
-    def _shifted(self, words: Tensor, rows: Tensor, choice: Choice) -> Tensor:
-        top, left, *_ = choice.boxes.long().to(self.device).unsqueeze(2).unbind(1)
+    def _shift(self, words: Tensor, rows: Tensor, choice: Choice, out: Tensor) -> None:
+        whole = torch.int32 if len(words) < 2**31 else torch.int64
+        top, left, *_ = choice.boxes.to(self.device, whole).unbind(1)
+        line = torch.arange(self.size, dtype=whole, device=self.device)
         mirrored = choice.mirrored.to(self.device)
-        line = torch.arange(self.size, device=self.device)
-        down = top + line
-        across = left + torch.where(mirrored, line.flip(0), line)
-        index = (rows.view(-1, 1, 1) * self.side + down.unsqueeze(2)) * self.side
-        words = words.index_select(0, (index + across.unsqueeze(1)).flatten())
-        pixels = words.view(torch.uint8).view(len(rows), self.size * self.size, -1)
-        values = pixels[..., : self.channels].reshape(len(rows), -1).float()
-        return self._normalised(values)
+        first = (rows.to(whole) * self.side + top) * self.side + left
+        across = torch.where(mirrored, line.flip(0), line) + first.unsqueeze(1)
+        index = across.unsqueeze(1) + (line * self.side).unsqueeze(1)
+        pixels = words.index_select(0, index.flatten()).view(index.shape)
+        for channel in range(self.channels):
+            out[:, channel] = (pixels >> 8 * channel) & 255
 
-    def _zoomed(self, pixels: Tensor, rows: Tensor, choice: Choice) -> Tensor:
+    def _zoom(self, pixels: Tensor, rows: Tensor, choice: Choice, out: Tensor) -> None:
         boxes, mirrored = choice.boxes.to(self.device), choice.mirrored.to(self.device)
         line = (torch.arange(self.size, device=self.device) + 0.5) / self.size
         top, left, height, width = boxes.unsqueeze(2).unbind(1)
@@ -178,24 +195,16 @@ class Images:
         places = torch.stack(
             [across.unsqueeze(1).expand(shape), down.unsqueeze(2).expand(shape)], 3
         )
-        values = F.grid_sample(
-            pixels[rows].float(), places, padding_mode="border", align_corners=False
+        out.copy_(
+            F.grid_sample(pixels[rows].float(), places, padding_mode="border", align_corners=False)
         )
-        return self._normalised(values.permute(0, 2, 3, 1).reshape(len(rows), -1))
 
-    def _normalised(self, values: Tensor) -> Tensor:
-        """From float (b, size * size * channels), which is overwritten."""
-        values.sub_(self.mean).mul_(self.scale)
-        return values.view(len(values), self.size, self.size, self.channels).permute(0, 3, 1, 2)
-
-    def _cut(self, batch: Tensor, centres: Tensor) -> None:
-        """Set squares to 0; at the border they are narrower, as a pixel there is set again."""
-        hole = torch.arange(self.augmentation.cutout) - self.augmentation.cutout // 2
-        down, across = (centres + hole).clamp(0, self.size - 1)
-        image = torch.arange(len(batch)).view(-1, 1, 1)
-        index = (image * self.size + down.unsqueeze(2)) * self.size + across.unsqueeze(1)
-        pixels = batch.permute(0, 2, 3, 1).view(-1, self.channels)  # as they lie in memory
-        pixels.index_fill_(0, index.flatten().to(self.device), 0.0)
+    def _kept(self, centres: Tensor) -> Tensor:
+        """0 in squares that the border may cut, 1 elsewhere: float (b, 1, size, size)."""
+        line = torch.arange(self.size, device=self.device)
+        first = centres - self.augmentation.cutout // 2
+        down, across = (line >= first) & (line < first + self.augmentation.cutout)
+        return (~(down.unsqueeze(2) & across.unsqueeze(1))).unsqueeze(1).float()
 
 
 def _crops(count: int, side: int, source: torch.Generator, tries: int = 10) -> Tensor:
