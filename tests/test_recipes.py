@@ -118,7 +118,7 @@ def test_a_recipe_survives_a_database(name: str):
     assert kept.at("smoke").runs == recipe.at("smoke").runs
 
 
-def test_the_evidence_fits_into_half_an_hour():
+def test_the_evidence_fits_into_a_session():
     evidence = (
         "agnostic-sam/table-5",
         "ae-sam/table-1",
@@ -127,7 +127,7 @@ def test_the_evidence_fits_into_half_an_hour():
         "beyond/agnostic-for-free-digits",
         "beyond/human-noise",
     )
-    assert all(found(name).at("small").estimate.hours < 0.45 for name in evidence)
+    assert all(found(name).at("small").estimate.hours < 0.75 for name in evidence)
 
 
 def test_a_spread_is_never_larger_than_its_mean_and_a_share_never_above_all():
