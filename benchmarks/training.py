@@ -74,6 +74,12 @@ def bare(model: torch.nn.Module, batches: Iterator[tuple[Tensor, Tensor]], steps
         F.cross_entropy(model(x), y).backward()
 
 
+def draw(material: Material, count: int) -> None:
+    """Batches one after the other, none of which is kept, as in training."""
+    for _ in range(count):
+        material.primary.next()
+
+
 def measured(name: str, batch: int, seconds: float, device: torch.device) -> Result:
     """One model, for about so many seconds."""
     training = Training("noise", name, "sgd", epochs=1, batch=batch, augment=True, lr=0.01)
@@ -92,7 +98,7 @@ def measured(name: str, batch: int, seconds: float, device: torch.device) -> Res
     for _ in range(4):
         loops.append(train(training, few, device=device).epochs[0].seconds)
         bares.append(seconds_of(lambda: bare(model, batches, steps)))
-    drawing = seconds_of(lambda: [material.primary.next() for _ in range(20)]) / 20
+    drawing = seconds_of(lambda: draw(material, 20)) / 20
     count = steps * batch
     return Result(
         model=name,
@@ -106,11 +112,11 @@ def measured(name: str, batch: int, seconds: float, device: torch.device) -> Res
 def loader_speed(batch: int, seconds: float, device: torch.device) -> float:
     """Images a second with crop, flip, cutout and normalisation."""
     training = Training("noise", "mlp", "sgd", batch=batch, augment=True, cutout=16)
-    stream = Material(training, images(50_000), Crew(device)).primary
-    stream.next()
+    material = Material(training, images(50_000), Crew(device))
+    draw(material, 10)
     count, spent = 0, 0.0
     while spent < seconds / 4:
-        spent += seconds_of(lambda: [stream.next() for _ in range(50)])
+        spent += seconds_of(lambda: draw(material, 50))
         count += 50 * batch
     return count / spent
 

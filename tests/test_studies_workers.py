@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 from postgres import serving
-from trivial import Dies, Many, Nothing, Raises, cell
+from trivial import Allocates, Dies, Many, Nothing, Raises, cell
 
 from flatmin.studies import processes
 from flatmin.studies.contenders import key_of
@@ -72,6 +73,14 @@ def survive(place: Place, total: int, kills: int) -> None:
     assert {row.seed for row in again.rows.values()} == set(range(total))
     assert all(row.accuracy == row.seed % 100 for row in again.rows.values())
     assert not again.running
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+def test_workers_keep_the_memory_of_a_step_for_the_next(tmp_path: Path):
+    store = Store.open(Place.new(tmp_path / "run"), IDENTITY)
+    processes.run(store, Many(1), Allocates(tmp_path / "pages"), 1)
+    assert int((tmp_path / "pages").read_text()) < 10 * 4096  # of 100 times as many
+    assert "MALLOC_TRIM_THRESHOLD_" not in os.environ
 
 
 def test_a_thousand_cells_survive_twenty_kills_on_sqlite(tmp_path: Path):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import torch
 
 from flatmin.cost import Cost
 from flatmin.studies import source
@@ -66,6 +69,21 @@ class Dies(Nothing):
             if died < self.times:
                 (self.folder / str(died)).touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+        return row(training)
+
+
+@dataclass(frozen=True)
+class Allocates(Nothing):
+    """Takes 16 MiB and frees them, again and again; counts the pages that the system gave."""
+
+    file: Path
+
+    def do(self, training: Training, watch: Watch) -> Row:
+        for times in (1, 100):  # the first has to come from somewhere
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(times):
+                torch.zeros(2**22)
+            self.file.write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before))
         return row(training)
 
 

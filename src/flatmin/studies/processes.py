@@ -8,8 +8,9 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -83,6 +84,14 @@ _used_later = (
 """What a worker would import first of all; a module that is not there is passed over."""
 
 
+_allocator = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),  # the most that every glibc takes
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+}
+"""How glibc is told to keep what a step has freed for the next one: memory that is taken from the
+system anew costs small networks on a CPU 5 to 20 % of their time (`benchmarks/training.py`)."""
+
+
 class _Member:
     """The parent's side of one worker."""
 
@@ -126,7 +135,21 @@ def _context() -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, *_used_later])
+    with _environment(_allocator):  # it is read when a program starts
+        forkserver.ensure_running()
     return context
+
+
+@contextmanager
+def _environment(settings: Mapping[str, str]) -> Generator[None, None, None]:
+    """Settings of processes that are started meanwhile, where the user has not made them."""
+    new = [name for name in settings if name not in os.environ]
+    os.environ.update({name: settings[name] for name in new})
+    try:
+        yield
+    finally:
+        for name in new:
+            del os.environ[name]
 
 
 @contextmanager
