@@ -6,7 +6,8 @@
 For each model, stretches of the loop (SGD, crop and flip, everything that `train` does but the
 evaluation) and of bare passes over ready batches take turns, so that a noisy machine disturbs both
 alike; the share is the median over pairs of stretches. The work on the data is timed beside them:
-as a share of a step, and in images a second with crop, flip, cutout and normalisation.
+as a share of a step, and in images a second with crop, flip, cutout and normalisation. Memory is
+kept from step to step, as in the workers of `flatmin run`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -24,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flatmin.studies import processes
 from flatmin.training import ImageData, Training, models, train
 from flatmin.training.material import Material
 from flatmin.training.parallel import Crew
@@ -147,4 +151,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if not processes.allocator.keys() <= os.environ.keys():  # the memory that workers have
+        os.execve(
+            sys.executable, [sys.executable, *sys.argv], {**processes.allocator, **os.environ}
+        )
     main()

@@ -84,7 +84,7 @@ _used_later = (
 """What a worker would import first of all; a module that is not there is passed over."""
 
 
-_allocator = {
+allocator = {
     "MALLOC_MMAP_THRESHOLD_": str(2**25),  # the most that every glibc takes
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
 }
@@ -135,7 +135,7 @@ def _context() -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, *_used_later])
-    with _environment(_allocator):  # it is read when a program starts
+    with _environment(allocator):  # it is read when a program starts
         forkserver.ensure_running()
     return context
 

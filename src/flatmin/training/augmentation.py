@@ -182,7 +182,9 @@ class Images:
         index = across.unsqueeze(1) + (line * self.side).unsqueeze(1)
         pixels = words.index_select(0, index.flatten()).view(index.shape)
         for channel in range(self.channels):
-            out[:, channel] = (pixels >> 8 * channel) & 255
+            if channel:
+                pixels >>= 8
+            out[:, channel] = pixels & 255
 
     def _zoom(self, pixels: Tensor, rows: Tensor, choice: Choice, out: Tensor) -> None:
         boxes, mirrored = choice.boxes.to(self.device), choice.mirrored.to(self.device)
@@ -203,8 +205,9 @@ class Images:
         """0 in squares that the border may cut, 1 elsewhere: float (b, 1, size, size)."""
         line = torch.arange(self.size, device=self.device)
         first = centres - self.augmentation.cutout // 2
-        down, across = (line >= first) & (line < first + self.augmentation.cutout)
-        return (~(down.unsqueeze(2) & across.unsqueeze(1))).unsqueeze(1).float()
+        outside = ((line < first) | (line >= first + self.augmentation.cutout)).float()
+        down, across = outside.unsqueeze(2)
+        return torch.maximum(down.unsqueeze(3), across.unsqueeze(2))
 
 
 def _crops(count: int, side: int, source: torch.Generator, tries: int = 10) -> Tensor:

@@ -121,7 +121,8 @@ class Set:
 
     def _batch(self, images: Tensor, rows: Tensor) -> Batch:
         rows = rows.to(self._labels.device)
-        return Batch(_resized(images, self._size), self._labels[rows], self._wrong[rows])
+        labels, wrong = (each.index_select(0, rows) for each in (self._labels, self._wrong))
+        return Batch(_resized(images, self._size), labels, wrong)
 
 
 class Stream:
