@@ -6,8 +6,8 @@
 For each model, stretches of the loop (SGD, crop and flip, everything that `train` does but the
 evaluation) and of bare passes over ready batches take turns, so that a noisy machine disturbs both
 alike; the share is the median over pairs of stretches. The work on the data is timed beside them:
-as a share of a step, and in images a second with crop, flip, cutout and normalisation. Memory is
-kept from step to step, as in the workers of `flatmin run`.
+as a share of a step, and in images a second with crop, flip, cutout and normalisation, of one
+thread. Memory is kept from step to step, as in the workers of `flatmin run`.
 """
 
 from __future__ import annotations
@@ -137,13 +137,14 @@ def main() -> None:
     torch.set_num_threads(wanted.threads)
     device = torch.device(wanted.device)
     found = [measured(n, wanted.batch, wanted.seconds, device) for n in wanted.models.split(",")]
+    torch.set_num_threads(1)
     speed = loader_speed(wanted.batch, wanted.seconds, device)
     print(f"{'model':20} {'loop img/s':>11} {'bare img/s':>11} {'share':>6} {'data':>6}")
     for row in found:
         print(
             f"{row.model:20} {row.loop:11,.0f} {row.bare:11,.0f} {row.share:6.2f} {row.data:6.1%}"
         )
-    print(f"loader with crop, flip, cutout and normalisation: {speed:,.0f} images/s")
+    print(f"loader with crop, flip, cutout and normalisation, one thread: {speed:,.0f} images/s")
     print("goals: " + ", ".join(f"{name} {goal:,}" for name, goal in GOALS.items()))
     if wanted.json:
         rows = [asdict(row) for row in found]
