@@ -161,7 +161,7 @@ class Images:
         On a CPU what lies between must be small: memory that is taken from the system anew for
         every batch costs more than all the arithmetic.
         """
-        return max(1, 2**17 // self.size**2) if self.device.type == "cpu" else max(1, count)
+        return max(16, 2**17 // self.size**2) if self.device.type == "cpu" else max(1, count)
 
     def _see(self, stored: Tensor, rows: Tensor, choice: Choice, out: Tensor) -> None:
         if self.augmentation.zoom:
