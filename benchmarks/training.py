@@ -138,17 +138,22 @@ def main() -> None:
     device = torch.device(wanted.device)
     found = [measured(n, wanted.batch, wanted.seconds, device) for n in wanted.models.split(",")]
     torch.set_num_threads(1)
-    speed = loader_speed(wanted.batch, wanted.seconds, device)
+    sizes = (wanted.batch, 4 * wanted.batch)
+    speeds = {size: loader_speed(size, wanted.seconds, device) for size in sizes}
     print(f"{'model':20} {'loop img/s':>11} {'bare img/s':>11} {'share':>6} {'data':>6}")
     for row in found:
         print(
             f"{row.model:20} {row.loop:11,.0f} {row.bare:11,.0f} {row.share:6.2f} {row.data:6.1%}"
         )
-    print(f"loader with crop, flip, cutout and normalisation, one thread: {speed:,.0f} images/s")
+    for size, speed in speeds.items():
+        print(
+            f"loader with crop, flip, cutout and normalisation, {size} a batch, one thread: "
+            f"{speed:,.0f} images/s"
+        )
     print("goals: " + ", ".join(f"{name} {goal:,}" for name, goal in GOALS.items()))
     if wanted.json:
         rows = [asdict(row) for row in found]
-        wanted.json.write_text(json.dumps({"models": rows, "loader": speed}, indent=1))
+        wanted.json.write_text(json.dumps({"models": rows, "loader": speeds}, indent=1))
 
 
 if __name__ == "__main__":

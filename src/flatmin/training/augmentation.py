@@ -97,6 +97,8 @@ class Images:
         self.device = pixels.device
         self.mean = mean.float().view(-1, 1, 1).to(self.device)
         self.scale = (1 / std.float()).view(-1, 1, 1).to(self.device)
+        self._line = torch.arange(self.size, dtype=torch.int32, device=self.device)
+        self._down = self._line.unsqueeze(1) * self.side
         # the images themselves, or who reads them
         self._source = Ahead(pixels) if isinstance(pixels, Streamed) else self._stored(pixels)
 
@@ -161,7 +163,7 @@ class Images:
         On a CPU what lies between must be small: memory that is taken from the system anew for
         every batch costs more than all the arithmetic.
         """
-        return max(16, 2**17 // self.size**2) if self.device.type == "cpu" else max(1, count)
+        return max(16, 2**18 // self.size**2) if self.device.type == "cpu" else max(1, count)
 
     def _see(self, stored: Tensor, rows: Tensor, choice: Choice, out: Tensor) -> None:
         if self.augmentation.zoom:
@@ -175,11 +177,8 @@ class Images:
     def _shift(self, words: Tensor, rows: Tensor, choice: Choice, out: Tensor) -> None:
         whole = torch.int32 if len(words) < 2**31 else torch.int64
         top, left, *_ = choice.boxes.to(self.device, whole).unbind(1)
-        line = torch.arange(self.size, dtype=whole, device=self.device)
-        mirrored = choice.mirrored.to(self.device)
         first = (rows.to(whole) * self.side + top) * self.side + left
-        across = torch.where(mirrored, line.flip(0), line) + first.unsqueeze(1)
-        index = across.unsqueeze(1) + (line * self.side).unsqueeze(1)
+        index = (first.unsqueeze(1) + self._across(choice)).unsqueeze(1) + self._down
         pixels = words.index_select(0, index.flatten()).view(index.shape)
         for channel in range(self.channels):
             if channel:
@@ -187,12 +186,10 @@ class Images:
             out[:, channel] = pixels & 255
 
     def _zoom(self, pixels: Tensor, rows: Tensor, choice: Choice, out: Tensor) -> None:
-        boxes, mirrored = choice.boxes.to(self.device), choice.mirrored.to(self.device)
-        line = (torch.arange(self.size, device=self.device) + 0.5) / self.size
-        top, left, height, width = boxes.unsqueeze(2).unbind(1)
+        top, left, height, width = choice.boxes.to(self.device).unsqueeze(2).unbind(1)
         # where in the stored image each row and column is seen, from -1 to 1
-        down = 2 * (top + height * line) / self.side - 1
-        across = 2 * (left + width * torch.where(mirrored, line.flip(0), line)) / self.side - 1
+        down = 2 * (top + height * (self._line + 0.5) / self.size) / self.side - 1
+        across = 2 * (left + width * (self._across(choice) + 0.5) / self.size) / self.side - 1
         shape = (len(rows), self.size, self.size)
         places = torch.stack(
             [across.unsqueeze(1).expand(shape), down.unsqueeze(2).expand(shape)], 3
@@ -201,12 +198,15 @@ class Images:
             F.grid_sample(pixels[rows].float(), places, padding_mode="border", align_corners=False)
         )
 
+    def _across(self, choice: Choice) -> Tensor:
+        """Which column of its crop each image shows in each of its own: int32 (b, size)."""
+        return torch.where(choice.mirrored.to(self.device), self._line.flip(0), self._line)
+
     def _kept(self, centres: Tensor) -> Tensor:
         """0 in squares that the border may cut, 1 elsewhere: float (b, 1, size, size)."""
-        line = torch.arange(self.size, device=self.device)
         first = centres - self.augmentation.cutout // 2
-        outside = ((line < first) | (line >= first + self.augmentation.cutout)).float()
-        down, across = outside.unsqueeze(2)
+        outside = (self._line < first) | (self._line >= first + self.augmentation.cutout)
+        down, across = outside.float().unsqueeze(2)
         return torch.maximum(down.unsqueeze(3), across.unsqueeze(2))
 
 
