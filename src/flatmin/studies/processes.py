@@ -88,8 +88,8 @@ allocator = {
     "MALLOC_MMAP_THRESHOLD_": str(2**25),  # the most that every glibc takes
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
 }
-"""How glibc is told to keep what a step has freed for the next one: memory that is taken from the
-system anew costs small networks on a CPU 5 to 20 % of their time (`benchmarks/training.py`)."""
+"""How glibc is told to keep what a step has freed for the next one: to take it from the system anew
+costs small networks on a CPU a good part of their time (`benchmarks/training.py`)."""
 
 
 class _Member:
