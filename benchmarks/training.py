@@ -1,14 +1,13 @@
 """How near the training loop comes to bare forward and backward passes, and what its data cost.
 
     python benchmarks/training.py [--models resnet20,resnet18] [--batch 128] [--seconds 20]
-        [--threads 2] [--device cpu] [--fresh-memory] [--json FILE]
+        [--threads 2] [--device cpu] [--json FILE]
 
 For each model, stretches of the loop (SGD, crop and flip, everything that `train` does but the
 evaluation) and of bare passes over ready batches take turns, so that a noisy machine disturbs both
 alike; the share is the median over pairs of stretches. The work on the data is timed beside them:
 as a share of a step, and in images a second with crop, flip, cutout and normalisation, of one
-thread. Memory is kept from step to step, as in the workers of `flatmin run`, or taken from the
-system anew.
+thread. Memory is kept from step to step, as in the workers of `flatmin run`.
 """
 
 from __future__ import annotations
@@ -133,10 +132,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--fresh-memory", action="store_true")
     parser.add_argument("--json", type=Path)
     wanted = parser.parse_args()
-    if not wanted.fresh_memory and not processes.allocator.keys() <= os.environ.keys():
+    if not processes.allocator.keys() <= os.environ.keys():
         settings = {**processes.allocator, **os.environ}  # they are read when a program starts
         os.execve(sys.executable, [sys.executable, *sys.argv], settings)
     torch.set_num_threads(wanted.threads)

@@ -88,8 +88,8 @@ allocator = {
     "MALLOC_MMAP_THRESHOLD_": str(2**25),  # the most that every glibc takes
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
 }
-"""How glibc is told to keep what a step has freed for the next one: to take it from the system anew
-costs small networks on a CPU a good part of their time (`benchmarks/training.py`)."""
+"""How glibc is told to keep what a step has freed for the next one. What it does by itself depends
+on what was freed before: often every step of a CPU takes thousands of pages from the system anew."""
 
 
 class _Member:
