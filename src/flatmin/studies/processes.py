@@ -89,7 +89,7 @@ allocator = {
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
 }
 """How glibc is told to keep what a step has freed for the next one. What it does by itself depends
-on what was freed before: often every step of a CPU takes thousands of pages from the system anew."""
+on what was freed before: often every step takes thousands of pages from the system anew."""
 
 
 class _Member:
