@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = Path(__file__).with_name("training_ranks.py")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
-        [*launch, "--nproc-per-node=2", str(script), json.dumps(lines)],
+        [*launch, "--nproc-per-node=2", str(script), json.dumps(lines), str(folder / "left.json")],
         capture_output=True,
         text=True,
         timeout=240,
@@ -105,6 +105,12 @@ def test_one_process_takes_up_what_two_have_left(folder: Path, name: str):
     theirs = found(folder, name)["found"]["epochs"]
     assert alone.epochs[0].loss == theirs[0]["loss"]  # from the checkpoint
     assert alone.epochs[1].loss == pytest.approx(theirs[1]["loss"], rel=1e-5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have names to read on Linux alone")
+def test_no_thread_of_the_group_outlives_it(folder: Path):
+    """One that frees its last tensor while Python shuts down would abort the process."""
+    assert json.loads((folder / "left.json").read_text()) == []
 
 
 def test_running_statistics_are_those_of_all_ranks(folder: Path):

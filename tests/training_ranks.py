@@ -1,4 +1,4 @@
-"""Run by torchrun: trains as each line of its first argument says, and prints what rank 0 found."""
+"""Run by torchrun: trains as each line of its first argument says, and writes what rank 0 found."""
 
 import json
 import sys
@@ -40,3 +40,7 @@ with parallel.started():
         if rank == 0:
             same = {"again": repr(first) == repr(again), "ranks": everywhere[0] == everywhere[1]}
             Path(line["out"]).write_text(json.dumps({"found": first, "same": same}))
+
+if rank == 0 and sys.platform == "linux":
+    names = [task.joinpath("comm").read_text() for task in Path("/proc/self/task").iterdir()]
+    Path(sys.argv[2]).write_text(json.dumps([name for name in names if "gloo" in name]))

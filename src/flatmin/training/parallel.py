@@ -10,6 +10,7 @@ ranks), random layers draw for each share by themselves, and ESAM chooses among 
 from __future__ import annotations
 
 import gc
+import importlib
 import inspect
 import os
 from collections.abc import Generator
@@ -45,13 +46,28 @@ def started() -> Generator[None, None, None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
+    # DDP imports this module: then its functions would take the group for a default, and keep it
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
         dist.barrier()  # a rank that leaves early takes its end of the connections with it
     finally:
-        gc.collect()  # models that are gone but in a cycle would outlive the group they belong to
+        _let_go()
         dist.destroy_process_group()
+
+
+def _let_go() -> None:
+    """Free the default group of what would keep its threads beyond its end.
+
+    A thread of gloo that lets go of its last tensor while Python shuts down aborts the process.
+    """
+    from torch.distributed.device_mesh import DeviceMesh
+
+    gc.collect()  # models that are gone but in a cycle
+    for thing in gc.get_objects():
+        if type(thing) is DeviceMesh:  # of FSDP2; DTensor's caches remember it
+            getattr(thing, "_pg_registry", {}).clear()
 
 
 @dataclass(frozen=True)
