@@ -9,12 +9,13 @@ import os
 import sqlite3
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from trivial import cell, row
+from trivial import Many, Nothing, cell, row
 
 from flatmin.studies import database, files, source
 from flatmin.studies.contenders import key_of
@@ -22,7 +23,7 @@ from flatmin.studies.database import Lost
 from flatmin.studies.owners import Owner
 from flatmin.studies.places import Place
 from flatmin.studies.store import Claim, Pulse, Store, attempts
-from flatmin.studies.worker import Vigil
+from flatmin.studies.worker import Vigil, silence, work
 from flatmin.training import InputError
 
 IDENTITY = {"data": "digits", "epochs": 3, "methods": ("sgd", "sam"), "lr": 0.1}
@@ -136,6 +137,32 @@ def test_a_silent_worker_elsewhere_is_given_its_time(
         ours.refresh()
         assert (silent.number in ours.running) == (count <= 4), count
     assert [running.pulse.epoch for running in ours.running.values()] == [6]
+
+
+def test_a_sqlite_file_that_another_system_writes_to_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    now = 0.0
+    theirs = claimed(Store.open(tmp_path, IDENTITY), 0, replace(ELSEWHERE, system="another"))
+    beats = iter(range(1, 4))
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        with suppress(StopIteration):  # then it is dead
+            theirs.say(Pulse(count=next(beats)))
+
+    monkeypatch.setattr("flatmin.studies.worker.time.sleep", sleep)
+    monkeypatch.setattr("flatmin.studies.worker.time.monotonic", lambda: now)
+    ours = Store.open(tmp_path, IDENTITY)
+    with pytest.raises(InputError, match=r"another-machine process .* SQLite serves one machine"):
+        work(ours, Many(2), Nothing())
+    assert not ours.rows
+    list(beats)
+    work(Store.open(tmp_path, IDENTITY), Many(2), Nothing())
+    ours.refresh()
+    assert len(ours.rows) == 2
+    assert now > silence
 
 
 def test_a_cell_that_takes_its_worker_along_again_and_again_is_given_up(tmp_path: Path):

@@ -17,16 +17,18 @@ class Owner:
         machine: as by `flatmin.studies.source.machine`.
         pid: its number there.
         born: when the system started it, in the system's ticks; empty where that is not told.
+        system: as by `flatmin.studies.source.system`.
     """
 
     machine: str
     pid: int
     born: str
+    system: str = ""
 
     @classmethod
     def here(cls) -> Owner:
         """The process that asks."""
-        return cls(source.machine(), os.getpid(), _born(os.getpid()) or "")
+        return cls(source.machine(), os.getpid(), _born(os.getpid()) or "", source.system())
 
     @property
     def gone(self) -> bool:
@@ -40,6 +42,11 @@ class Owner:
         except PermissionError:
             return False
         return _born(self.pid) != (self.born or None)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it shares no memory with the process that asks."""
+        return self.system not in ("", source.system())
 
     def __str__(self) -> str:
         return f"{self.machine} process {self.pid}"

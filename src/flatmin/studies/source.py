@@ -62,6 +62,11 @@ def machine() -> str:
     return f"{name}-{hashlib.sha256(f'{name} {_boot()} {_numbering()}'.encode()).hexdigest()[:8]}"
 
 
+def system() -> str:
+    """A name for the running system, containers and all: what shares one memory."""
+    return hashlib.sha256((_boot() or socket.gethostname()).encode()).hexdigest()[:8]
+
+
 @functools.cache
 def _processor() -> str:
     try:

@@ -189,6 +189,13 @@ class Store:
         if late:  # rows stand in the order in which they were begun, whoever reads them when
             self.rows = dict(sorted(self.rows.items(), key=lambda item: self._numbers[item[0]]))
 
+    @property
+    def from_elsewhere(self) -> set[int]:
+        """Of the cells at work, those of other systems that share this one's SQLite file."""
+        if self.place.file is None:
+            return set()
+        return {number for number, cell in self.running.items() if cell.owner.elsewhere}
+
     def claim(self, training: Training, owner: Owner) -> Claim | None:
         """Take up a cell; None if somebody else has it, or has had it."""
         key = key_of(training)

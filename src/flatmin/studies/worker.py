@@ -62,9 +62,11 @@ def work(store: Store, plan: Plan, craft: Craft, *, patience: float = silence) -
     """Do what there is to do, until every cell of the plan has its row or has been given up.
 
     Waits for the cells that others work on, since one of them may die. Raises InputError where
-    going on makes no sense: the database is gone, the disk is full.
+    going on makes no sense: the database is gone, the disk is full, another machine writes to the
+    same SQLite file.
     """
     owner, agenda, vigil, wait = Owner.here(), Agenda(plan), Vigil(patience), _Wait()
+    _alone(store, vigil)
     with Heart() as heart:
         while True:
             store.refresh()
@@ -80,6 +82,16 @@ def work(store: Store, plan: Plan, craft: Craft, *, patience: float = silence) -
                 wait.on()
             else:
                 return
+
+
+def _alone(store: Store, vigil: Vigil) -> None:
+    """Before the first word in a file, listen for workers elsewhere who write to it."""
+    store.refresh()
+    until = time.monotonic() + breath + 2 * step
+    while store.from_elsewhere and time.monotonic() < until:
+        vigil.over(store)
+        time.sleep(step)
+        store.refresh()
 
 
 def _do(claim: Claim, craft: Craft, heart: Heart) -> None:
@@ -145,7 +157,17 @@ class Vigil:
         self._heard: dict[int, tuple[int, float]] = {}
 
     def over(self, store: Store) -> None:
-        """Release the cells whose worker has gone, or has been silent for too long."""
+        """Release the cells whose worker has gone, or has been silent for too long.
+
+        Raises InputError where one lives that must not: SQLite's locks are in one system's memory.
+        """
+        for number in store.from_elsewhere & self._heard.keys():
+            cell = store.running[number]
+            if cell.pulse.count != self._heard[number][0]:
+                raise InputError(
+                    f"{cell.owner} writes to {store.place.file} as well, and SQLite serves one "
+                    f"machine: stop one of them, or begin anew with --storage postgresql://..."
+                )
         now = time.monotonic()
         heard: dict[int, tuple[int, float]] = {}
         for number, cell in store.running.items():
