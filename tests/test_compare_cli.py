@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from comparisons import comparison
+from looking import wait_for_a_row
 
 from flatmin import methods
 from flatmin.cli import default_folder, main
@@ -89,11 +90,7 @@ def test_an_interrupt_keeps_what_is_finished_and_the_same_command_goes_on(tmp_pa
     command += ["--seeds", "6", "--out", str(tmp_path), "--allow-mixed"]
     process = start(*command)
     try:
-        deadline = time.monotonic() + 120
-        while not rows(tmp_path):
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_for_a_row(process, tmp_path)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the workers too
         out, err = process.communicate(timeout=60)
     finally:
@@ -107,6 +104,7 @@ def test_an_interrupt_keeps_what_is_finished_and_the_same_command_goes_on(tmp_pa
     )
     assert "Traceback" not in err
     assert 0 < len(kept) < 12
+    deadline = time.monotonic() + 60
     while alive(process.pid):  # no worker is left behind
         assert time.monotonic() < deadline
         time.sleep(0.05)
