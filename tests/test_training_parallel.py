@@ -38,6 +38,7 @@ SCENARIOS: dict[str, tuple[str, Training]] = {
     "odd batch": ("ddp", replace(PLAIN, batch=61)),
     "odd auxiliary batch": ("ddp", replace(PLAIN, method="agnostic-sam", batch=60)),
     "normalised": ("ddp", replace(PLAIN, model="cnn", width=0.25)),
+    "shards, normalised": ("fsdp2", replace(PLAIN, model="cnn", width=0.25)),
 }
 RESUMED = ("replicas", "replicas, auxiliary", "shards", "shards, auxiliary")
 
@@ -70,7 +71,7 @@ def found(folder: Path, name: str) -> dict[str, Any]:
     return json.loads((folder / f"{name}.json").read_text())
 
 
-EQUAL = [name for name in SCENARIOS if "odd" not in name and name != "normalised"]
+EQUAL = [name for name in SCENARIOS if "odd" not in name and "normalised" not in name]
 
 
 @pytest.mark.parametrize("name", EQUAL)
@@ -119,6 +120,10 @@ def test_running_statistics_are_those_of_all_ranks(folder: Path):
     one = train(SCENARIOS["normalised"][1])
     assert result["same"]["ranks"]
     assert result["found"]["epochs"][0]["loss"] == pytest.approx(one.epochs[0].loss, rel=0.1)
+    shards = found(folder, "shards, normalised")
+    assert shards["same"]["ranks"]
+    for epoch, theirs in zip(shards["found"]["epochs"], result["found"]["epochs"], strict=True):
+        assert epoch["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("name, size", [("odd batch", 61), ("odd auxiliary batch", 15)])

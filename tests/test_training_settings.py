@@ -80,6 +80,7 @@ def test_every_base_optimizer_is_torchs(digits: ImageData, base: str, lr: float,
         ({"schedule": "constant"}, lambda t: 0.1),
         ({"schedule": "constant", "warmup": 0.6}, lambda t: min((t + 1) / 4, 1) * 0.1),
         ({"warmup": 1.0}, cosine(0.1, warm=5)),
+        ({"warmup": 2.95}, lambda t: 0.1 * (t + 1) / 16),
         (
             {"schedule": "step", "milestones": (0.4, 0.8), "gamma": 0.2},
             lambda t: 0.1 * 0.2 ** ((t >= 6) + (t >= 12)),
@@ -89,7 +90,7 @@ def test_every_base_optimizer_is_torchs(digits: ImageData, base: str, lr: float,
             lambda t: 0.1 * (min((t + 1) / 3, 1) if t < 6 else 0.1),
         ),
     ],
-    ids=["constant", "warmed up", "cosine warmed up", "step", "step warmed up"],
+    ids=["constant", "warmed up", "cosine warmed up", "warm to the end", "step", "step warmed up"],
 )
 def test_every_schedule_gives_each_step_its_rate(digits: ImageData, fields, rate):
     run = train(replace(SHORT, observe=("losses", "learning-rates"), **fields), digits)
@@ -174,6 +175,8 @@ def test_a_large_auxiliary_batch_is_evaluated_in_parts(
     assert in_parts != at_once
     run = train(replace(SHORT, method="agnostic-sam", fraction=2.5, epochs=1), digits)
     assert run.cost.ratio == pytest.approx(2 + 2 * 2.5)
+    parts = material.Batch(*[torch.arange(5)] * 3).parts(4)
+    assert [part.labels.tolist() for part in parts] == [[0, 1, 2], [3, 4]]  # none of one image
     all_of_it = train(replace(SHORT, method="agnostic-sam", fraction=99.0, epochs=1), digits)
     assert all_of_it.cost.ratio == pytest.approx(2 + 2 * 5)
 
@@ -313,12 +316,18 @@ def test_gradients_of_esam_cannot_be_observed(digits: ImageData):
         ({"precision": "float16"}, "unknown precision 'float16': did you mean .*float"),
         ({"observe": ("gradient-norm",)}, "unknown observable 'gradient-norm': did you mean"),
         ({"noise": "2"}, r"noise 2 is outside \[0, 1\)"),
+        ({"epochs": 1.5}, "epochs 1.5 does not fit: expected a whole number"),
+        ({"batch": True}, "batch True does not fit: expected a whole number"),
+        ({"lr": "0.1"}, "lr '0.1' does not fit: expected a number"),
+        ({"milestones": 0.5}, "milestones 0.5 does not fit: expected a tuple"),
+        ({"options": 5}, "options 5 do not fit: expected names and values"),
         ({"epochs": 0}, "epochs 0 is out of range: expected a whole number from 1 on"),
         ({"batch": -1}, "batch -1 is out of range"),
         ({"limit": 0}, "limit 0 is out of range"),
         ({"size": 0}, "size 0 is out of range"),
         ({"rho": -0.1}, "rho -0.1 is out of range: expected a radius of at least 0"),
         ({"rho": float("nan")}, "rho nan is out of range"),
+        ({"rho": 1e300}, r"rho 1e\+300 is out of range"),
         ({"lr": 0.0}, "lr 0.0 is out of range: expected a number above 0"),
         ({"lr": float("inf")}, "lr inf is out of range"),
         ({"momentum": 1.0}, r"momentum 1.0 is out of range: expected a number in \[0, 1\)"),
@@ -347,6 +356,10 @@ def test_gradients_of_esam_cannot_be_observed(digits: ImageData):
             {"method": "agnostic-sam", "options": (("beta", 7.0),)},
             "an option of agnostic-sam does not fit: beta must",
         ),
+        (
+            {"method": "agnostic-sam", "options": (("auxiliary", "previous"),)},
+            "that is another method, with a name of its own",
+        ),
     ],
     ids=str,
 )
@@ -354,6 +367,22 @@ def test_an_impossible_training_is_refused_in_one_line(changed: dict[str, object
     with pytest.raises(InputError, match=words) as refusal:
         replace(SHORT, **changed)
     assert "\n" not in str(refusal.value)
+
+
+def test_what_does_not_fit_the_data_or_the_machine_is_one_line(digits: ImageData):
+    with pytest.raises(InputError, match=r"holdout 0\.001 of 300 training images leaves 0"):
+        train(replace(SHORT, holdout=0.001), digits)
+    with pytest.raises(InputError, match="device abacus cannot be used"):
+        train(SHORT, digits, device="abacus")
+
+
+def test_a_field_that_is_written_in_another_way_is_the_same():
+    step = {"schedule": "step", "milestones": (0.5,)}
+    ours = replace(SHORT, method="look-sam", noise="0.4", options=(("alpha", 0.1),), **step)
+    step = {"schedule": "step", "milestones": [0.5]}
+    theirs = replace(SHORT, method="look-sam", noise=0.4, options={"alpha": 0.1}, **step)
+    assert ours == theirs
+    assert ours.key == theirs.key
 
 
 def test_a_training_comes_back_from_json():

@@ -162,8 +162,9 @@ def _train(
         width=training.width,
         pretrained=training.pretrained,
     )
-    # the memory order in which a CPU convolves a third faster
-    model.to(crew.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    # the memory order in which a CPU convolves a third faster; FSDP2 knows but the other one
+    order = torch.contiguous_format if crew.sharded else torch.channels_last
+    model.to(crew.device, memory_format=order)  # pyright: ignore[reportCallIssue]
     model = crew.wrap(model)
     if not crew.leads:  # random layers draw for each share by themselves
         torch.manual_seed(derive(training.seed, f"random layers of rank {crew.rank}"))

@@ -45,12 +45,12 @@ class Batch:
         )
 
     def parts(self, size: int) -> Iterator[Batch]:
-        """The batch in parts of at most `size` images; itself if it is no larger."""
+        """The batch in even parts of at most `size` images; itself if it is no larger."""
         if len(self) <= size:
             yield self
             return
-        for start in range(0, len(self), size):
-            yield self.at(slice(start, start + size))
+        for rows in torch.arange(len(self)).tensor_split(-(-len(self) // size)):
+            yield self.at(slice(int(rows[0]), int(rows[-1]) + 1))
 
 
 class Set:
@@ -276,8 +276,13 @@ def _parted(training: Training, labels: Tensor) -> tuple[Tensor, Tensor | None]:
     """The rows to train on and, if some are held out, those."""
     if not training.holdout:
         return torch.arange(len(labels)), None
-    source = generator(training.seed, "holdout")
-    held = stratified(labels, round(training.holdout * len(labels)), source)
+    count = round(training.holdout * len(labels))
+    if not 0 < count < len(labels):
+        raise InputError(
+            f"holdout {training.holdout} of {len(labels)} training images leaves {count} to judge "
+            f"by: hold out at least one, and not all"
+        )
+    held = stratified(labels, count, generator(training.seed, "holdout"))
     return others(len(labels), held), held
 
 

@@ -154,7 +154,10 @@ class Recorder:
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""
         self.values = dict(state["values"])
-        self._before = state["before"]
+        before: Gradient | None = state["before"]
+        if before:  # there is one where gradients are observed
+            before = [g.to(p.device) for g, p in zip(before, self._parameters, strict=True)]
+        self._before = before
         self._cost = Cost(**state["cost"])
 
 

@@ -87,11 +87,19 @@ class Crew:
 
     @classmethod
     def here(cls, device: torch.device | str | None = None, kind: Parallel = "ddp") -> Crew:
-        """The ranks of the default process group, if there is one, on `device` or the best one."""
+        """The ranks of the default process group, if there is one, on `device` or the best one.
+
+        Raises InputError where there is no such device.
+        """
         rank, world = (dist.get_rank(), dist.get_world_size()) if _many() else (0, 1)
         if device is None and torch.cuda.is_available():
             device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
-        return cls(torch.device(device or "cpu"), kind, rank, world)
+        try:
+            usable = torch.empty(0, device=device or "cpu").device
+        except (RuntimeError, AssertionError) as error:  # as torch says that it was built without
+            said = str(error).partition("\n")[0]
+            raise InputError(f"device {device} cannot be used: {said}") from None
+        return cls(usable, kind, rank, world)
 
     @property
     def leads(self) -> bool:

@@ -38,7 +38,7 @@ def build(optimizer: Optimizer, training: Training, total_steps: int) -> LRSched
 
 def cosine(optimizer: Optimizer, training: Training, total: int, warm: int) -> LRScheduler:
     """Half a period of a cosine, from the full learning rate to 0."""
-    return CosineAnnealingLR(optimizer, total - warm)
+    return CosineAnnealingLR(optimizer, max(1, total - warm))
 
 
 def constant(optimizer: Optimizer, training: Training, total: int, warm: int) -> LRScheduler:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import torch
@@ -96,7 +97,9 @@ class Training:
     observe: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "options", tuple(sorted(tuple(pair) for pair in self.options)))
+        for name, value in self._tidied().items():
+            object.__setattr__(self, name, value)
+        self._check_types()
         self._check_names()
         self._check_numbers()
         self._check_options()
@@ -123,6 +126,28 @@ class Training:
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def _tidied(self) -> dict[str, Any]:
+        """What may be written in several ways, in the one that counts."""
+        given: Any = self.options
+        try:
+            pairs = sorted((str(name), _frozen(value)) for name, value in dict(given).items())
+        except (TypeError, ValueError):
+            raise InputError(f"options {given!r} do not fit: expected names and values") from None
+        number: Any = self.noise
+        many = ("milestones", "examine", "observe")
+        return {
+            "options": tuple(pairs),
+            "noise": f"{number!r}" if _is(number, Real) else number,
+            **{name: _frozen(getattr(self, name)) for name in many},
+        }
+
+    def _check_types(self) -> None:
+        for field in fields(self):
+            value, (wanted, *rest) = getattr(self, field.name), str(field.type).split(" | ")
+            kind, says = _kinds[wanted.partition("[")[0]]
+            if not _is(value, kind) and not (value is None and rest):
+                raise InputError(f"{field.name} {value!r} does not fit: expected {says}")
+
     def _check_names(self) -> None:
         for kind, name, known in (
             ("method", self.method, methods.table),
@@ -141,7 +166,8 @@ class Training:
         for name in ("limit", "size"):
             given = getattr(self, name)
             self._require(name, given is None or given >= 1, "a whole number from 1 on, or none")
-        self._require("rho", self.rho is None or 0 <= self.rho < math.inf, "a radius of at least 0")
+        most = torch.finfo(torch.float32).max
+        self._require("rho", self.rho is None or 0 <= self.rho <= most, "a radius of at least 0")
         self._require("lr", 0 < self.lr < math.inf, "a number above 0")
         self._require("momentum", 0 <= self.momentum < 1, "a number in [0, 1)")
         self._require("momentum", self.base != "nesterov" or self.momentum > 0, "above 0, Nesterov")
@@ -175,14 +201,34 @@ class Training:
                 raise unknown(f"option of {self.method}", name, method.hyperparameters)
         try:
             trial = torch.optim.SGD([torch.zeros(1)])
-            method.build(trial, self.rho, total_steps=1, settings=dict(self.options))
+            built = method.build(trial, self.rho, total_steps=1, settings=dict(self.options))
         except (TypeError, ValueError) as error:
             raise InputError(f"an option of {self.method} does not fit: {error}") from None
+        if bool(built.direction.auxiliary_passes) != method.auxiliary:
+            raise InputError(
+                f"the options of {self.method} change which batches a step takes: that is another "
+                f"method, with a name of its own (`flatmin methods` lists them)"
+            )
 
     def _require(self, name: str, fits: bool, expected: str) -> None:
         if not fits:
             value = getattr(self, name)
             raise InputError(f"{name} {value} is out of range: expected {expected}")
+
+
+_kinds: Mapping[str, tuple[type, str]] = {
+    "str": (str, "a text"),
+    "int": (int, "a whole number"),
+    "float": (Real, "a number"),
+    "bool": (bool, "True or False"),
+    "tuple": (tuple, "a tuple"),
+}
+"""What a field may hold, by how its type is written."""
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Like isinstance, but that True and False are no numbers."""
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _frozen(value: Any) -> Any:
