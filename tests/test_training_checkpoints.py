@@ -166,6 +166,46 @@ def test_nothing_but_checkpoints_is_removed(tmp_path: Path):
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_damaged_later_ones_do_not_push_out_the_new_one(tmp_path: Path):
+    for epoch in (5, 6):
+        (tmp_path / f"epoch-{epoch:06d}.pt").write_bytes(b"?")
+    saved = Checkpoints(tmp_path, "k")
+    for epoch in (1, 2, 3):
+        saved.save(epoch, {"epoch": epoch})
+    with pytest.warns(RuntimeWarning, match=r"epoch-00000[56].pt is damaged"):
+        assert saved.newest() == (3, {"epoch": 3})
+    left = sorted(int(file.stem.removeprefix("epoch-")) for file in tmp_path.iterdir())
+    assert left == [2, 3, 5, 6]
+
+
+def test_unfinished_files_go_when_nobody_has_written_to_them_for_long(tmp_path: Path):
+    old, young, other = ".epoch-000001.pt.12", ".epoch-000002.pt.34", ".epoch-000001.pt.txt"
+    for name in (old, young, other):
+        (tmp_path / name).write_bytes(b"half")
+    before = time.time() - checkpoints.abandoned
+    for name, changed in ((old, before - 60), (young, before + 60), (other, before - 60)):
+        os.utime(tmp_path / name, (changed, changed))
+    Checkpoints(tmp_path, "k").save(3, {})
+    assert {file.name for file in tmp_path.iterdir()} == {young, other, "epoch-000003.pt"}
+
+
+def test_a_folder_that_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def closed(self: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    with pytest.raises(InputError, match=r"in .* cannot be read \(Permission denied\): make"):
+        Checkpoints(tmp_path, "k").newest()
+
+
+def test_a_key_that_has_changed_on_the_disk_is_damage(tmp_path: Path):
+    Checkpoints(tmp_path, "9f3c").save(1, {})
+    file = tmp_path / "epoch-000001.pt"
+    file.write_bytes(file.read_bytes().replace(b" 9f3c ", b" 9f3b ", 1))
+    with pytest.warns(RuntimeWarning, match="its checksum does not fit"):
+        assert Checkpoints(tmp_path, "9f3c").newest() is None
+
+
 def cut(content: bytes) -> bytes:
     return content[: len(content) // 2]
 

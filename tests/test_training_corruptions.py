@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -89,6 +90,12 @@ def test_blurs_keep_the_mean_and_lose_the_contrast(images: Tensor):
         made = corrupt(images, kind, 5).float()
         assert abs(float(made.mean() - images.float().mean())) < 3
         assert made.std((2, 3)).mean() < images.float().std((2, 3)).mean()
+
+
+def test_zooms_are_as_many_as_the_authors_code_makes():
+    ends = (1.06, 1.11, 1.16, 1.21, 1.26)
+    _, parameters = table["zoom-blur"]
+    assert parameters == [(len(np.arange(1, end, 0.01)),) for end in ends]
 
 
 def test_a_gaussian_blur_is_one():

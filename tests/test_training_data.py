@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from flatmin.training import InputError, load
+from flatmin.training import InputError, load, parquet
 from flatmin.training.data import names, others, stratified
+from flatmin.training.decoding import File, Form, common_form, decode
+from flatmin.training.seeds import generator
 from flatmin.training.wnids import wnids
 
 needs_data = pytest.mark.skipif(
@@ -98,6 +100,47 @@ def test_a_stratified_choice_keeps_the_shares_and_rounds_by_largest_remainder():
     assert chosen.tolist() == sorted(set(chosen.tolist()))
     rest = others(100, chosen)
     assert sorted([*chosen.tolist(), *rest.tolist()]) == list(range(100))
+
+
+def test_every_class_can_keep_an_image_however_small_its_share():
+    labels = torch.tensor([0] * 6 + [1] * 2 + [3] * 206)
+    shares, kept = (
+        stratified(labels, 10, torch.Generator().manual_seed(0), all_classes=each)
+        for each in (False, True)
+    )
+    assert torch.bincount(labels[shares]).tolist() == [0, 0, 0, 10]
+    assert torch.bincount(labels[kept]).tolist() == [1, 1, 0, 8]
+    assert set(kept[labels[kept] == 3].tolist()) < set(shares.tolist())
+    # where nothing is missing nothing changes
+    shares, kept = (
+        stratified(labels, 100, torch.Generator().manual_seed(0), all_classes=each)
+        for each in (False, True)
+    )
+    assert torch.equal(shares, kept)
+
+
+def test_a_limit_leaves_no_class_without_an_image(tmp_path: Path):
+    for part in ("train", "test"):
+        images = [encoded(picture(i)) for i in range(31)]
+        write_parquet(tmp_path / f"{part}.parquet", images, [0] * 30 + [1], ["cat", "dog"])
+    assert load(str(tmp_path), limit=2).train_labels.tolist() == [0, 1]
+
+
+def test_a_limit_chooses_the_same_images_of_a_set_with_a_name_as_ever(small_cifar: Path):
+    for name, root, limit in (("digits", None, 500), ("cifar10", small_cifar, 4)):
+        labels = load(name, root).train_labels
+        rows = stratified(labels, limit, generator(0, f"limit {name}"))
+        assert torch.equal(load(name, root, limit=limit).train_rows, rows)
+
+
+def test_a_limit_does_not_depend_on_how_a_path_is_spelt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    image_folder(tmp_path / "insects")
+    monkeypatch.chdir(tmp_path)
+    spellings = (str(tmp_path / "insects"), f"{tmp_path}/insects/", "./insects")
+    rows = [load(name, limit=6).train_rows.tolist() for name in spellings]
+    assert rows[0] == rows[1] == rows[2]
 
 
 def test_a_limit_keeps_that_many_images_of_every_class_in_its_share():
@@ -187,6 +230,88 @@ def test_broken_parquet_is_one_clear_line(
     with pytest.raises(InputError, match=said) as caught:
         load("cifar10", small_cifar)
     assert "\n" not in str(caught.value)
+
+
+IMAGE = encoded(picture(1))
+
+
+@pytest.mark.parametrize(
+    "labels, said",
+    [
+        (
+            pa.array(["cat", "dog"]),
+            "test.parquet has string in the column label: expected integers",
+        ),
+        (
+            pa.array(["cat", "dog"]).dictionary_encode(),
+            "test.parquet has dictionary<.*expected integers",
+        ),
+        (pa.array([[0], [1]]), "test.parquet has list<.*expected integers"),
+        (pa.array([0.5, 1.0]), "test.parquet has double in the column label: expected integers"),
+        (pa.array([0, None]), "test.parquet has 1 rows without label"),
+    ],
+    ids=["strings", "dictionary", "lists", "floats", "missing"],
+)
+def test_labels_that_are_no_integers_are_refused(small_cifar: Path, labels: pa.Array, said: str):
+    table = pa.table({"image": [IMAGE] * 2, "label": labels})
+    pq.write_table(table, small_cifar / "cifar10" / "test.parquet")
+    with pytest.raises(InputError, match=said) as caught:
+        load("cifar10", small_cifar)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "images, said",
+    [
+        (["1.png", "2.png"], "test.parquet has string for images: expected the bytes"),
+        ([[1, 2], [3, 4]], "test.parquet has list<.* for images: expected the bytes"),
+        ([{"path": "1.png"}] * 2, "test.parquet has struct<path.* for images: expected the bytes"),
+        (
+            [{"bytes": "text"}] * 2,
+            "test.parquet has struct<bytes: string> for images: expected the",
+        ),
+        ([{"bytes": IMAGE}, None], "image 1 in .*test.parquet cannot be decoded"),
+    ],
+    ids=["strings", "lists", "no bytes", "strings for bytes", "missing"],
+)
+def test_images_that_are_no_bytes_are_refused(small_cifar: Path, images: list[object], said: str):
+    table = pa.table({"image": images, "label": [0, 1]})
+    pq.write_table(table, small_cifar / "cifar10" / "test.parquet")
+    with pytest.raises(InputError, match=said) as caught:
+        load("cifar10", small_cifar)
+    assert "\n" not in str(caught.value)
+
+
+def test_truths_are_labels_too(small_cifar: Path):
+    table = pa.table({"image": [IMAGE] * 2, "label": [True, False]})
+    pq.write_table(table, small_cifar / "cifar10" / "test.parquet")
+    assert load("cifar10", small_cifar).test_labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("memory", ["1G", "1K"])
+def test_a_part_without_rows_is_refused(
+    small_cifar: Path, monkeypatch: pytest.MonkeyPatch, memory: str
+):
+    monkeypatch.setenv("FLATMIN_MEMORY", memory)
+    monkeypatch.setenv("FLATMIN_CACHE", str(small_cifar / "cache"))
+    write_parquet(small_cifar / "cifar10" / "test.parquet", [], [], ["cat", "dog"])
+    with pytest.raises(InputError, match=r"test\.parquet has no rows: expected at least one"):
+        load("cifar10", small_cifar)
+
+
+def test_a_single_class_is_refused(tmp_path: Path):
+    for part in ("train", "test"):
+        write_parquet(tmp_path / f"{part}.parquet", [IMAGE] * 2, [0, 0], None)
+    with pytest.raises(InputError, match="has a single class: expected at least 2"):
+        load(str(tmp_path))
+
+
+def test_parquet_files_in_hidden_folders_are_left_alone(small_cifar: Path):
+    before = load("cifar10", small_cifar).fingerprint()
+    write_parquet(small_cifar / "cifar10" / ".cache" / "train-1.parquet", [IMAGE], [0], None)
+    assert load("cifar10", small_cifar).fingerprint() == before
+    (small_cifar / "cifar10" / "train.parquet").unlink()
+    assert not parquet.holds(small_cifar / "cifar10")
 
 
 def test_missing_data_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -345,6 +470,30 @@ def test_a_folder_with_train_and_test_keeps_its_split(tmp_path: Path):
 def test_a_folder_of_grey_images_stays_grey(tmp_path: Path):
     image_folder(tmp_path, mode="L")
     assert load(str(tmp_path)).channels == 1
+
+
+@pytest.mark.parametrize("mode, kind", [("I;16", "PNG"), ("I;16B", "TIFF"), ("I;16", "PPM")])
+def test_grey_images_of_16_bits_are_scaled_to_8(tmp_path: Path, mode: str, kind: str):
+    stored = np.array([[0, 128, 129, 257], [2570, 2570 + 128, 2570 + 129, 65535]], np.uint16)
+    stored = stored.repeat(2, 0)
+    order = ">u2" if mode == "I;16B" else "<u2"
+    image = Image.frombytes(mode, (4, 4), stored.astype(order).tobytes())
+    path = tmp_path / "image"
+    image.save(path, kind)
+    images = [File(str(path))]
+    assert common_form(images, 64) == Form(1, 4)
+    expected = [[0, 0, 1, 1], [10, 10, 11, 255]]
+    for channels in (1, 3):
+        found = decode(images, Form(channels, 4))
+        assert found[0, :, ::2].tolist() == [expected] * channels
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_images_of_32_bits_are_refused(tmp_path: Path, kind: type):
+    path = tmp_path / "1.tif"
+    Image.fromarray(np.full((4, 4), 70_000, kind)).save(path)
+    with pytest.raises(InputError, match=r"1\.tif has 32-bit pixels: save it with 8 or 16 bits"):
+        decode([File(str(path))], Form(1, 4))
 
 
 def test_photographs_stand_upright(tmp_path: Path):

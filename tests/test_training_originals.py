@@ -294,6 +294,64 @@ def test_a_file_in_a_tar_is_fetched_when_it_is_wanted(tmp_path: Path):
     assert "b/one" in tree.below("inner").files
 
 
+def test_a_file_that_is_twice_in_a_tar_is_found_twice(tmp_path: Path):
+    link = tarfile.TarInfo("./b/two")
+    link.type, link.linkname = tarfile.LNKTYPE, "./b/one"
+    path = written(tmp_path, {"a.tar": tar({"b/one": b"1"})}) / "a.tar"
+    with tarfile.open(path, "a") as archive:
+        archive.addfile(link)
+    assert {name: file.read() for name, file in Tree.of(path).files.items()} == {
+        "b/one": b"1",
+        "b/two": b"1",
+    }
+    link.linkname = "c"
+    with tarfile.open(path, "a") as archive:
+        archive.addfile(link)
+    with pytest.raises(InputError, match=r"b/two is a link to c, which is no file before it: un"):
+        Tree.of(path)
+
+
+@pytest.mark.parametrize(
+    "local, central, value, said",
+    [
+        (6, 8, 1, r"a\.zip:b is encrypted: unpack the archive"),
+        (8, 10, 99, r"a\.zip:b cannot be read \(.*compression.*\): unpack the archive"),
+    ],
+    ids=["encrypted", "unknown compression"],
+)
+def test_a_zip_that_python_cannot_unpack_is_one_line(
+    tmp_path: Path, local: int, central: int, value: int, said: str
+):
+    content = bytearray(zipped({"b": b"1"}))
+    content[local] = value
+    content[content.index(b"PK\x01\x02") + central] = value
+    written(tmp_path, {"a.zip": bytes(content)})
+    with pytest.raises(InputError, match=said) as caught:
+        Tree.of(tmp_path)["b"].read()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "links, more",
+    [
+        ({"cat/self": "."}, set()),
+        ({"cat/loop": ".."}, set()),
+        ({"cat/above": "../.."}, {"cat/above/elsewhere/3"}),
+        ({"cat/dog": "../dog", "dog/cat": "../cat"}, {"cat/dog/2", "dog/cat/1"}),
+        ({"owl": "../elsewhere"}, {"owl/3"}),
+    ],
+    ids=["itself", "the folder above", "above all", "two links", "elsewhere"],
+)
+def test_links_are_followed_but_not_back(tmp_path: Path, links: dict[str, str], more: set[str]):
+    place = written(tmp_path / "place", {"cat/1": b"", "dog/2": b""})
+    written(tmp_path / "elsewhere", {"3": b""})
+    for name, target in links.items():
+        (place / name).symlink_to(target)
+    tree = Tree.of(place)
+    assert set(tree.files) == {"cat/1", "dog/2"} | more
+    assert not tree.folders & {"cat/self", "cat/loop", "cat/above/place", "cat/dog/cat"}
+
+
 def test_the_outermost_of_several_files_counts(tmp_path: Path):
     written(tmp_path, {"x/y/name": b"deep", "x/name": b"higher", "x/surname": b"another"})
     tree = Tree.of(tmp_path)

@@ -4,9 +4,9 @@
     checkpoints.save(epoch, state)
     found = checkpoints.newest()        # (epoch, state) or None
 
-A file is a line of text, with the key of the run and the SHA-256 of what follows, and then a state
-as `torch.save` writes it. It appears under its name once it is whole. The last two are kept: should
-the newest turn out damaged, the one before is used.
+A file is a line of text, with the key of the run and the SHA-256 of that and of what follows, and
+then a state as `torch.save` writes it. It appears under its name once it is whole. The last two are
+kept: should the newest turn out damaged, the one before is used.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import io
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,10 +24,13 @@ import torch
 
 from flatmin.training.errors import InputError
 
-FORMAT = "flatmin-checkpoint-1"
+FORMAT = "flatmin-checkpoint-2"
 
 kept = 2
 """How many checkpoints of a run there are at most."""
+
+abandoned = 600
+"""Seconds after which an unfinished file counts as left behind by a process that was killed."""
 
 
 class Damaged(Exception):
@@ -68,11 +72,13 @@ class Checkpoints:
     def save(self, epoch: int, state: Mapping[str, Any]) -> None:
         """Keep the `state` at the end of `epoch`, and of the earlier ones the last.
 
+        Later ones are left alone: a run gets to an earlier epoch only when they are damaged.
+
         Raises InputError, with the earlier checkpoints as they were, where it cannot be written.
         """
         try:
             self._place.write(_name(epoch), packed(state, self._key))
-            for old in sorted(self._epochs())[:-kept]:
+            for old in sorted(number for number in self._epochs() if number <= epoch)[:-kept]:
                 self._place.delete(_name(old))
         except OSError as error:
             raise InputError(
@@ -86,9 +92,16 @@ class Checkpoints:
 
         Damaged ones are named in a warning and passed over.
 
-        Raises InputError for a checkpoint of another run.
+        Raises InputError for a checkpoint of another run, or where the folder cannot be read.
         """
-        for epoch in sorted(self._epochs(), reverse=True):
+        try:
+            epochs = sorted(self._epochs(), reverse=True)
+        except OSError as error:
+            raise InputError(
+                f"the checkpoints in {self._where} cannot be read ({error.strerror or error}): "
+                f"make the folder readable, or give another one"
+            ) from None
+        for epoch in epochs:
             state = self._opened(_name(epoch))
             if state is not None:
                 return epoch, state
@@ -123,7 +136,7 @@ def packed(state: Mapping[str, Any], key: str) -> bytes:
     stream = io.BytesIO()
     torch.save(dict(state), stream)
     content = stream.getvalue()
-    return f"{FORMAT} {key} {hashlib.sha256(content).hexdigest()}\n".encode() + content
+    return f"{FORMAT} {key} {_checksum(key, content)}\n".encode() + content
 
 
 def unpacked(file: bytes, key: str) -> dict[str, Any]:
@@ -135,13 +148,19 @@ def unpacked(file: bytes, key: str) -> dict[str, Any]:
     words = head.decode(errors="replace").split(" ")
     if len(words) != 3 or words[0] != FORMAT:
         raise Damaged("it does not start as one")
-    if hashlib.sha256(content).hexdigest() != words[2]:
+    if _checksum(words[1], content) != words[2]:
         raise Damaged("its checksum does not fit")
     if words[1] != key:
         raise InputError(
             "belongs to another run (other settings or other images): give another folder"
         )
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _checksum(key: str, content: bytes) -> str:
+    digest = hashlib.sha256(f"{key}\n".encode())
+    digest.update(content)
+    return digest.hexdigest()
 
 
 def place(where: str | Path) -> Place:
@@ -177,6 +196,15 @@ class _Local:
             unfinished.unlink(missing_ok=True)
             raise
         _remember_names(self._folder)
+        self._tidy((self._folder / name).stat().st_mtime - abandoned)
+
+    def _tidy(self, before: float) -> None:
+        """Remove unfinished files that nobody has written to since."""
+        for file in self._folder.glob(".epoch-*.pt.*"):
+            # it may go by itself, or be another user's
+            with suppress(OSError):
+                if file.suffix[1:].isdigit() and file.stat().st_mtime < before:
+                    file.unlink()
 
     def delete(self, name: str) -> None:
         (self._folder / name).unlink(missing_ok=True)

@@ -263,7 +263,8 @@ table: Mapping[str, tuple[Corruption, Sequence[tuple[Any, ...]]]] = {
     "defocus-blur": (defocus_blur, [(0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)]),
     "glass-blur": (glass_blur, [(0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2)]),
     "motion-blur": (motion_blur, [(6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)]),
-    "zoom-blur": (zoom_blur, [(6,), (11,), (16,), (21,), (26,)]),
+    # the authors' np.arange(1, 1.06, 0.01) holds 1.06, by its rounding, and the next one 1.11
+    "zoom-blur": (zoom_blur, [(7,), (12,), (16,), (21,), (26,)]),
     "snow": (
         snow,
         [

@@ -97,7 +97,8 @@ def load(
     Args:
         name: of the data set, or path of the folder or archive, or `hub:<repository>`.
         root: of the sets with a name; default $FLATMIN_DATA.
-        limit: number of training images kept, a fixed stratified choice; default all.
+        limit: number of training images kept, a fixed stratified choice with some of every class;
+            default all.
         size: side in pixels at which a model is to see photographs, which have no size of their
             own; default that of the set. From 96 pixels on they are kept a seventh larger.
 
@@ -124,16 +125,23 @@ def load(
     )
 
 
-def stratified(labels: Tensor, count: int, source: torch.Generator) -> Tensor:
+def stratified(
+    labels: Tensor, count: int, source: torch.Generator, *, all_classes: bool = False
+) -> Tensor:
     """`count` of the positions of `labels` (n,), ascending, with every class in its share.
 
     Shares that are no whole numbers are rounded by largest remainder, ties to the lower label.
+    With `all_classes`, those that come to nothing take one image each from the largest.
     """
     sizes = torch.bincount(labels)
     exact = sizes.double() * count / len(labels)
     quotas = exact.floor().long()
     missing = count - int(quotas.sum())
     quotas[(exact - quotas).argsort(descending=True, stable=True)[:missing]] += 1
+    if all_classes:
+        for label in ((quotas == 0) & (sizes > 0)).nonzero().flatten():
+            quotas[quotas.argmax()] -= 1
+            quotas[label] = 1
     chosen: list[Tensor] = []
     for label, quota in enumerate(quotas):
         members = (labels == label).nonzero().flatten()
@@ -183,7 +191,10 @@ def _limited(name: str, labels: Tensor, classes: int, limit: int | None) -> Tens
         )
     if limit < classes:
         raise InputError(f"--limit {limit} is less than one image for each of {classes} classes")
-    return stratified(labels, limit, generator(0, f"limit {name}"))
+    known = name in names or name.startswith(("hub:", "imagenet-c:"))
+    # a path can be spelt in many ways
+    source = generator(0, f"limit {name if known else 'folder'}")
+    return stratified(labels, limit, source, all_classes=True)
 
 
 def _digits() -> Content:

@@ -135,7 +135,7 @@ def common_form(images: Sequence[Encoded], largest: int) -> Form:
     for image in images[:: -(-len(images) // looked_at)]:
         with opened(image) as content:
             shortest = min(shortest, content.width, content.height)
-            grey = grey and content.mode in ("1", "L")
+            grey = grey and (content.mode in ("1", "L") or _deep(content))
     return Form(1 if grey else 3, shortest)
 
 
@@ -154,11 +154,27 @@ def opened(source: Encoded) -> Generator[Image.Image, None, None]:
 def _decode(encoded: Encoded, form: Form) -> Tensor:
     mode = "L" if form.channels == 1 else "RGB"
     with opened(encoded) as image:
+        deep = _deep(image)
+        if image.mode in ("I", "F") and not deep:
+            raise InputError(f"{encoded.name} has 32-bit pixels: save it with 8 or 16 bits")
         # a JPEG much larger than asked for is decoded at half its size or less, which is faster
         image.draft(None, (2 * form.size, 2 * form.size))
-        upright = ImageOps.exif_transpose(image).convert(mode)
+        upright = ImageOps.exif_transpose(image)
+        upright = (_shallow(upright) if deep else upright).convert(mode)
         square = (form.size, form.size)
         if upright.size != square:
             upright = ImageOps.fit(upright, square, Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(np.array(upright))
     return pixels.view(form.size, form.size, form.channels).permute(2, 0, 1)
+
+
+def _deep(image: Image.Image) -> bool:
+    """Whether the pixels are shades of grey of 16 bits."""
+    # Pillow calls them 32-bit integers in a PGM and, before version 11, in a PNG
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+
+
+def _shallow(image: Image.Image) -> Image.Image:
+    """The nearest shades of 8 bits; Pillow would clip those of 16."""
+    shades = np.asarray(image).astype(np.int32)
+    return Image.fromarray(((shades + 128) // 257).astype(np.uint8))

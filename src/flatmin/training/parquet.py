@@ -23,7 +23,7 @@ from flatmin.training.memory import most_bytes
 
 def holds(folder: Path) -> bool:
     """Whether there are Parquet files to train on in `folder` or below."""
-    return any(folder.rglob("train*.parquet"))
+    return bool(_found(folder, "train"))
 
 
 def read_images(folder: Path, form: Form | int, names: Sequence[str] = tested) -> Content:
@@ -40,7 +40,7 @@ def read_images(folder: Path, form: Form | int, names: Sequence[str] = tested) -
     Raises InputError where something is missing or cannot be read.
     """
     train_files = _files(folder, "train")
-    test = next((name for name in names if any(folder.rglob(f"{name}*.parquet"))), names[0])
+    test = next((name for name in names if _found(folder, name)), names[0])
     train, label, training = _part(folder, train_files)
     _, _, testing = _part(folder, _files(folder, test))
     if isinstance(form, int):
@@ -52,13 +52,15 @@ def read_images(folder: Path, form: Form | int, names: Sequence[str] = tested) -
             f"{folder} has labels outside 0 .. {len(classes) - 1}: expected those of its "
             f"{len(classes)} classes"
         )
+    if len(classes) < 2:
+        raise InputError(f"{folder} has a single class: expected at least 2")
     return Content(classes, Part.encoded(*training, form), Part.encoded(*testing, form))
 
 
 def read_labels(folder: Path, columns: Sequence[str]) -> dict[str, Tensor]:
     """Integer `columns` of a training part without images, each int64 (n,)."""
     table = _table(folder, _files(folder, "train"), list(columns))
-    return {name: _integers(table, name) for name in columns}
+    return {name: _integers(table, name, str(folder)) for name in columns}
 
 
 def cache() -> Path:
@@ -73,7 +75,7 @@ class _Images(Sequence[Encoded]):
 
     def __init__(self, column: Any, place: str) -> None:
         self._chunks = cast("list[Any]", column.chunks)
-        self._wrapped = column.type.num_fields > 0  # in a struct with the path
+        self._wrapped = _wrapped(column.type, place)
         self._starts = [0, *itertools.accumulate(len(chunk) for chunk in self._chunks)]
         self._place = place
 
@@ -85,7 +87,7 @@ class _Images(Sequence[Encoded]):
             return [self[each] for each in range(*row.indices(len(self)))]
         chunk = bisect.bisect_right(self._starts, row) - 1
         value = self._chunks[chunk][row - self._starts[chunk]].as_py()
-        content = cast("bytes | None", value["bytes"] if self._wrapped else value)
+        content = cast("bytes | None", value["bytes"] if value and self._wrapped else value)
         return Held(content or b"", f"image {row} in {self._place}")
 
 
@@ -97,15 +99,27 @@ def _part(folder: Path, files: Sequence[Path]) -> tuple[Any, str, tuple[Tensor, 
     label = _column(found, ("label", "fine_label"), folder)
     image = _column(found, ("image", "img"), folder)
     table = _table(folder, files, [image, label])
-    images = _Images(table.column(image), f"{files[0].parent}/{files[0].name.split('-')[0]}")
-    return table, label, (_integers(table, label), images)
+    place = f"{files[0].parent}/{files[0].name.split('-')[0]}"
+    if not len(table):
+        raise InputError(f"{place} has no rows: expected at least one image")
+    labels = _integers(table, label, place)
+    return table, label, (labels, _Images(table.column(image), place))
 
 
 def _files(folder: Path, part: str) -> list[Path]:
-    files = sorted(folder.rglob(f"{part}*.parquet"))
+    files = _found(folder, part)
     if not files:
         raise InputError(f"no {part}*.parquet in {folder}: put the Parquet files of the set there")
     return files
+
+
+def _found(folder: Path, part: str) -> list[Path]:
+    """The files of a part, but for those in hidden folders, where others keep their copies."""
+    return sorted(
+        file
+        for file in folder.rglob(f"{part}*.parquet")
+        if not any(name.startswith(".") for name in file.relative_to(folder).parts)
+    )
 
 
 def _table(folder: Path, files: Sequence[Path], columns: list[str]) -> Any:
@@ -140,7 +154,9 @@ def _copy(files: Sequence[Path], columns: list[str], copy: Path) -> None:
 
     partial = copy.with_suffix(f".{uuid.uuid4().hex}")
     batches = itertools.chain.from_iterable(_batches(file, columns) for file in files)
-    first = next(batches)
+    first = next(batches, None)
+    if first is None:
+        raise InputError(f"{files[0].parent}/{files[0].name} has no rows: expected at least one")
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
         with cast("Any", pa).ipc.new_file(str(partial), first.schema) as writer:
@@ -188,8 +204,33 @@ def _column(found: Sequence[str], names: Sequence[str], folder: Path) -> str:
     raise InputError(f"{folder} has the columns {', '.join(found)}: expected {' or '.join(names)}")
 
 
-def _integers(table: Any, name: str) -> Tensor:
-    return torch.tensor(table.column(name).to_numpy(), dtype=torch.int64)
+def _integers(table: Any, name: str, place: str) -> Tensor:
+    import pyarrow as pa
+
+    column, types = table.column(name), cast("Any", pa).types
+    if not types.is_integer(column.type) and not types.is_boolean(column.type):
+        raise InputError(f"{place} has {column.type} in the column {name}: expected integers")
+    if column.null_count:
+        raise InputError(
+            f"{place} has {column.null_count} rows without {name}: fill them in or remove them"
+        )
+    return torch.tensor(column.to_numpy(), dtype=torch.int64)
+
+
+def _wrapped(kind: Any, place: str) -> bool:
+    """Whether the bytes of images of an Arrow type are in a struct, with the path."""
+    import pyarrow as pa
+
+    types = cast("Any", pa).types
+    inner = kind
+    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        inner = kind.field("bytes").type
+    if not types.is_binary(inner) and not types.is_large_binary(inner):
+        raise InputError(
+            f"{place} has {kind} for images: expected the bytes of image files (binary), "
+            f"or a struct with them in bytes"
+        )
+    return inner is not kind
 
 
 def _class_names(table: Any, label: str, count: int) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -56,7 +56,7 @@ class Zipped:
         return f"{self.archive.filename}:{self.member}"
 
     def read(self) -> bytes:
-        with self.lock, _whole(self.name):
+        with self.lock, _unpacked(self.name):
             return self.archive.read(self.member)
 
 
@@ -78,7 +78,8 @@ class Tree:
     def of(cls, place: Path) -> Tree:
         """Everything below the folder `place`, in its archives too, or in the one archive `place`.
 
-        An archive beside a folder of the same name has been unpacked and is left alone.
+        An archive beside a folder of the same name has been unpacked and is left alone. Links to
+        folders are followed, but not back to one on the way to them.
 
         Raises InputError where an archive is broken or too large to be kept.
         """
@@ -86,12 +87,11 @@ class Tree:
         folders: set[str] = set()
         if place.is_file():
             files.update(_shown(_members(place)))
-        for folder, inside, names in os.walk(place, followlinks=True):
+        for folder, inside, names in _walk(place):
             above = Path(folder).relative_to(place).as_posix() + "/"
             above = above.removeprefix("./")
-            inside[:] = sorted(name for name in inside if not name.startswith("."))
             folders.update(above + name for name in inside)
-            for name in sorted(name for name in names if not name.startswith(".")):
+            for name in names:
                 if not name.endswith(archives):
                     files[above + name] = File(f"{folder}/{name}")
                 elif _stem(name) not in inside:
@@ -153,6 +153,20 @@ class Tree:
         return self.below(top.pop()).unwrapped() if len(top) == 1 and deep and self.files else self
 
 
+def _walk(place: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Every folder with the names of the folders and the files in it, sorted, the hidden left out.
+
+    No folder is met below itself, which links could make endless.
+    """
+    ways: dict[Path, frozenset[str]] = {place: frozenset()}
+    for folder, inside, names in os.walk(place, followlinks=True):
+        way = ways.pop(Path(folder)) | {os.path.realpath(folder)}
+        below = {name: Path(folder, name) for name in inside if not name.startswith(".")}
+        inside[:] = sorted(name for name in below if os.path.realpath(below[name]) not in way)
+        ways.update((below[name], way) for name in inside)
+        yield folder, inside, sorted(name for name in names if not name.startswith("."))
+
+
 def _outermost(names: Iterable[str]) -> str | None:
     return min(names, key=lambda name: (name.count("/"), name), default=None)
 
@@ -190,7 +204,7 @@ def _shown(members: Iterable[tuple[str, Encoded]]) -> Iterator[tuple[str, Encode
 
 
 def _zip_members(path: Path) -> Iterator[tuple[str, Encoded]]:
-    with _whole(str(path)):
+    with _unpacked(str(path)):
         archive, lock = zipfile.ZipFile(path), threading.Lock()
     for name in archive.namelist():
         if not name.endswith("/"):
@@ -201,6 +215,7 @@ def _tar_members(path: Path, file: IO[bytes], offset: int) -> Iterator[tuple[str
     """The files in the .tar that starts at `offset`, and in the .tar files in it: ImageNet's."""
     file.seek(offset)
     end = path.stat().st_size
+    met: dict[str, Extent] = {}
     with _whole(str(path)), tarfile.open(fileobj=file, mode="r:") as archive:
         while (member := archive.next()) is not None:
             # nobody needs a list of a million members
@@ -212,11 +227,18 @@ def _tar_members(path: Path, file: IO[bytes], offset: int) -> Iterator[tuple[str
                 folder = member.name.removesuffix(".tar")
                 for name, inner in _tar_members(path, file, start):
                     yield f"{folder}/{name}", inner
-            elif member.isfile():
-                yield (
-                    _plain(member.name),
-                    Extent(str(path), start, member.size, f"{path}:{member.name}"),
-                )
+            elif member.isfile() or member.islnk():
+                name = _plain(member.name)
+                if member.isfile():
+                    met[name] = Extent(str(path), start, member.size, f"{path}:{member.name}")
+                elif (target := met.get(_plain(member.linkname))) is not None:
+                    met[name] = replace(target, name=f"{path}:{member.name}")
+                else:
+                    raise InputError(
+                        f"{path}:{name} is a link to {member.linkname}, which is no file before "
+                        f"it: unpack the archive where it is"
+                    )
+                yield name, met[name]
 
 
 def _compressed_members(path: Path) -> Iterator[tuple[str, Encoded]]:
@@ -244,6 +266,27 @@ def _whole(name: str) -> Generator[None, None, None]:
     """Whatever is wrong with an archive becomes one line."""
     try:
         yield
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except (
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        KeyError,  # of a link to what is not there
+        OSError,
+    ) as error:
         detail = str(error) or "it ends too early"
         raise InputError(f"{name} is no whole archive ({detail}): fetch it again") from None
+
+
+@contextmanager
+def _unpacked(name: str) -> Generator[None, None, None]:
+    """Whatever keeps a .zip from being read becomes one line."""
+    try:
+        with _whole(name):
+            yield
+    except NotImplementedError as error:
+        raise InputError(
+            f"{name} cannot be read ({error}): unpack the archive where it is"
+        ) from None
+    except RuntimeError:  # of zipfile, which has no other word for it
+        raise InputError(f"{name} is encrypted: unpack the archive where it is") from None
