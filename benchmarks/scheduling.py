@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from trivial import Many, Nothing
 
 from flatmin.studies import processes
+from flatmin.studies.contenders import Tally
 from flatmin.studies.places import Place
 from flatmin.studies.store import Store
 
@@ -36,7 +37,7 @@ def main() -> None:
         store = Store.open(Place.new(Path(folder), asked.storage, study=name), {"of": name})
         seen: list[tuple[float, int]] = []
 
-        def tick(store: Store) -> None:
+        def tick(store: Store, _: Tally) -> None:
             if store.rows:
                 seen.append((time.perf_counter(), len(store.rows)))
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import time
 from contextlib import closing
 from pathlib import Path
+
+import pytest
 
 
 def has_a_row(folder: Path) -> bool:
@@ -25,3 +28,13 @@ def wait_for_a_row(process: subprocess.Popen[str], folder: Path, patience: float
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def only_readable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `os.access` say that nothing in `folder` can be written, which root always could."""
+    may = os.access
+
+    def access(path: Path, mode: int) -> bool:
+        return path != folder and folder not in path.parents and may(path, mode)
+
+    monkeypatch.setattr(os, "access", access)

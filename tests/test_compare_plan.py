@@ -8,7 +8,7 @@ import pytest
 from comparisons import comparison, row
 
 from flatmin.studies.compare import Comparison, tuning_factors
-from flatmin.studies.contenders import key_of
+from flatmin.studies.contenders import Tally, key_of
 from flatmin.studies.rows import Row
 from flatmin.training import InputError, Training
 
@@ -95,6 +95,34 @@ def test_a_tuning_run_that_is_given_up_does_not_hold_up_the_rest():
     assert not [t for t in asked.plan(rows, frozenset()) if not t.holdout]
     later = [t for t in asked.plan(rows, frozenset([key_of(lost)])) if not t.holdout]
     assert [t.rho for t in later] == [0.4]
+
+
+def test_a_row_that_tuning_no_longer_asks_for_is_not_counted():
+    asked = comparison(methods=("sam",), tune="rho", tuning_seeds=1, seeds=3, rho=(0.1, 0.2))
+    rows = finish(asked, {0.1: 90.0, 0.2: 80.0})
+    first = asked.tuning("sam")[0]
+    lost = rows.pop(key_of(first))
+    given_up = frozenset([key_of(first)])
+    rows |= {key_of(t): row(t, 70.0) for t in asked.evaluation("sam", rows)}
+    assert asked.tally(rows, given_up) == Tally(done=4, failed=1, left=0)
+    assert asked.tally(rows, frozenset()) == Tally(done=4, failed=0, left=1)  # it is tried again
+    rows[key_of(first)] = lost
+    assert asked.tally(rows, frozenset()) == Tally(done=2, failed=0, left=3)
+    assert asked.total == 5
+
+
+def test_a_radius_that_is_given_twice_is_tried_once():
+    asked = comparison(methods=("sam",), tune="rho", tuning_seeds=1, rho=(0.1, 0.1, 0.2))
+    assert asked == comparison(methods=("sam",), tune="rho", tuning_seeds=1, rho=(0.1, 0.2))
+    assert asked.total == 2 + 2
+
+
+@pytest.mark.parametrize(
+    "given, kept",
+    [("0.4", "0.4"), ("0.60", "0.6"), ("0.0", "0"), ("0.9999999", "0.9999999")],
+)
+def test_noise_is_the_share_that_was_given(given: str, kept: str):
+    assert comparison(noise=given).noise == kept
 
 
 def test_one_given_radius_is_every_methods():

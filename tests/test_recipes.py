@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flatmin import methods
 from flatmin.studies import estimate, recipes
+from flatmin.studies.contenders import Tally
 from flatmin.studies.measures import value
 from flatmin.studies.plans import Plan
 from flatmin.studies.recipes import Recipe
@@ -165,6 +166,21 @@ def test_a_recipe_is_found_by_name_and_by_path():
         Recipe.find("agnostic-sam/table-55")
 
 
+@pytest.mark.parametrize("path", ["recipe.yaml", "../mine/recipe.yaml", "sub/../recipe.yaml"])
+def test_a_recipe_is_named_after_its_folder_wherever_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+):
+    (tmp_path / "mine" / "sub").mkdir(parents=True)
+    written(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path / "mine")
+    assert Recipe.find(path).name == "mine/recipe"
+
+
+def test_a_path_at_which_there_can_be_nothing_is_an_unknown_recipe():
+    with pytest.raises(InputError, match="unknown recipe"):
+        Recipe.find(300 * "a")
+
+
 def test_what_is_not_built_yet_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch):
     Recipe.find("agnostic-sam/table-5").require()
     monkeypatch.setattr(recipes.importlib.util, "find_spec", lambda name: None)
@@ -279,6 +295,24 @@ def test_exceptions_hold_where_they_say_and_the_last_wins(tmp_path: Path):
     }
 
 
+def test_labels_may_be_numbers_wherever_they_stand(tmp_path: Path):
+    asked = plan(
+        tmp_path,
+        "smoke",
+        grid={"noise": {0.2: {"noise": 0.2}, 0.4: {"noise": 0.4}}, "batch": [16, 32]},
+        exceptions=[{"at": {"noise": 0.4, "batch": [32]}, "set": {"lr": 0.3}}],
+        printed=[{"at": {"noise": 0.4, "batch": 32}, "method": "SAM", "mean": 1}],
+        scales={
+            "full": {},
+            "smoke": {"grid": {"noise": {0.4: {"epochs": 1}}, "batch": [32]}, "seeds": 1},
+        },
+    )
+    assert {(run.noise, run.batch, run.epochs, run.lr) for run in asked.runs} == {
+        ("0.4", 32, 1, 0.3)
+    }
+    assert asked.printed({"noise": "0.4", "batch": "32"}, "SAM")
+
+
 def test_options_add_up_over_the_layers(tmp_path: Path):
     asked = plan(
         tmp_path,
@@ -321,6 +355,36 @@ def test_tuning_comes_first_with_an_equal_budget_and_decides_the_radius():
         default = methods.find(run.method).rho
         assert run.rho == (2 * default if default else None)
     assert len(tuning) + len(later) == smoke.total
+
+
+def test_a_method_that_tuning_may_split_in_two_is_counted_as_two(tmp_path: Path):
+    """What both are where nothing is tuned is the same run."""
+    low, high = (
+        {"method": "agnostic-sam", "rho": 0.1, "tune": {"beta": betas}}
+        for betas in ([0.1, 0.2], [0.8, 0.9])
+    )
+    methods = {"low": low, "high": high}
+    asked = plan(tmp_path, methods=methods, grid=None, printed=None, tune={"rho": [0.1]})
+    assert asked.total == asked.estimate.runs == 4 + 2 * 2
+    rows = {run.key: row(run, 50.0) for run in asked.plan({}, frozenset())}
+    assert asked.tally(rows, frozenset()) == Tally(done=4, failed=0, left=4)
+    rows |= {run.key: row(run, 50.0) for run in asked.plan(rows, frozenset())}
+    assert asked.tally(rows, frozenset()) == Tally(done=8, failed=0, left=0)
+
+
+def test_methods_that_tuning_makes_one_are_counted_once(tmp_path: Path):
+    methods = {f"SAM {rho}": {"method": "sam", "rho": rho} for rho in (0.1, 0.2)}
+    tune = {"rho": [0.1, 0.4, 0.4]}
+    asked = plan(tmp_path, methods=methods, grid=None, printed=None, tune=tune)
+    assert asked.total == 2 + 2
+    rows = {run.key: row(run, 50.0) for run in asked.plan({}, frozenset())}
+    rows |= {run.key: row(run, 50.0) for run in asked.plan(rows, frozenset())}
+    assert asked.tally(rows, frozenset()) == Tally(done=4, failed=0, left=0)
+
+
+def test_a_share_of_noise_keeps_every_digit(tmp_path: Path):
+    asked = plan(tmp_path, grid={"noise": [0.4, 0.1234567, 0]}, printed=None)
+    assert {run.noise for run in asked.runs} == {"0.4", "0.1234567", "0"}
 
 
 def test_equal_gradients_are_equal():
@@ -435,6 +499,11 @@ def test_the_share_of_perturbed_steps_is_expected_as_the_paper_reports_it():
         ({"methods": {"SAM": {"method": "smm"}}}, "full: unknown method 'smm': did you mean"),
         ({"methods": {"SAM": {"method": "sam", "options": {"beta": 1}}}}, "beta"),
         ({"methods": {}}, "methods: dictionary should have at least 1 item"),
+        ({"seeds": 10**9}, "full: this takes up to 4,000,000,000 runs, more than 1,000,000: give"),
+        (
+            {"tune": {"rho": [0.1, 0.2], "seeds": 10**9}},
+            "full: this takes up to 8,000,000,008 runs, more than 1,000,000: give",
+        ),
         (
             {"grid": {"noise": []}},
             "full: grid: the axis 'noise' has no values: give it one, or remove it",
@@ -493,6 +562,23 @@ def test_the_share_of_perturbed_steps_is_expected_as_the_paper_reports_it():
             "scales.small: unknown key 'seed': did you mean",
         ),
         ({"title": None}, "title: field required"),
+        ({"name": "/table-1"}, "name '/table-1' is no folder below runs/: give one such as"),
+        ({"name": "../table-1"}, "name '../table-1' is no folder below runs/"),
+        ({"name": "mine//table-1"}, "name 'mine//table-1' is no folder below runs/"),
+        ({"fields": {**GOOD["fields"], "data": 400 * "a"}}, 400 * "a"),
+        (
+            {"fields": {**GOOD["fields"], "examine": ["foo:top-5"]}},
+            "unknown examination 'foo:top-5': did you mean top-5?",
+        ),
+        ({"grid": {"noise": ["[x"]}}, "full: the label '[x' is no value (line 2: did not find"),
+        (
+            {"printed": [{"noise": "0.2", "method": "SAM", "mean": float("nan")}]},
+            "printed.0.mean: input should be a finite number, found nan",
+        ),
+        (
+            {"printed": [{"at": 5, "method": "SAM", "mean": 1}]},
+            "printed.0.at: input should be a valid dictionary, found 5",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_that_names_file_and_remedy(
@@ -513,6 +599,11 @@ def test_a_mistake_is_one_line_that_names_file_and_remedy(
         ("seeds: 1\nseeds: 2\n", "line 2: the key 'seeds' stands there twice: remove one"),
         ("- a\n", "is not a mapping of keys to values"),
         ("", "is not a mapping of keys to values"),
+        ("a: 1\nseeds: 2024-99-99\n", "line 2: '2024-99-99' is no timestamp: if it is a text"),
+        ("seeds: 0b_\n", "line 1: '0b_' is no int"),
+        ("seeds: !!int abc\n", "line 1: 'abc' is no int"),
+        ("seeds: !!bool maybe\n", "line 1: 'maybe' is no bool"),
+        ("é: 1\nseeds: '\x01'\n", "line 2: control characters are not allowed"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, said: str):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from looking import wait_for_a_row
+from looking import only_readable, wait_for_a_row
 from trivial import Many, Nothing
 
 from flatmin.cli import main
@@ -159,6 +159,52 @@ def test_a_mistake_is_one_line_and_status_2(
     assert not list((tmp_path / "here").rglob("study.db"))
 
 
+@pytest.mark.parametrize("name", ["results.json", "report.html"])
+def test_where_no_report_can_be_written_is_one_line_and_the_rows_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+):
+    out = tmp_path / "run"
+    path = recipe(tmp_path)
+    plan = Recipe.find(str(path)).at("smoke")
+    work(Store.open(out, archive.identity(plan), archive.described(plan)), plan, Nothing())
+    (out / name).mkdir()
+    assert main(["run", str(path), "--scale", "smoke", "--out", str(out), "--workers", "1"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == (
+        f"flatmin: cannot write {out / name} (Is a directory): mend that, and the same command "
+        f"goes on; every run is kept"
+    )
+    assert len(said) == 2  # the other tells how many runs are there already
+
+
+def test_an_error_of_the_system_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def refused() -> None:
+        raise PermissionError(13, "Permission denied", "there")
+
+    monkeypatch.setattr("flatmin.studies.recipes.listing", refused)
+    assert main(["recipes"]) == 2
+    assert capsys.readouterr().err == "flatmin: there: Permission denied\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_nobody_reads_ends_quietly_and_a_full_one_in_a_line(unbuffered: str):
+    command = [sys.executable, "-m", "flatmin", "recipes"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    reader, writer = os.pipe()
+    os.close(reader)
+    with Path("/dev/full").open("w") as full, os.fdopen(writer, "w") as unread:
+        for output, code, said in (
+            (unread, 1, ""),
+            (full, 2, "flatmin: the standard output: No space left on device\n"),
+        ):
+            done = subprocess.run(
+                command, stdout=output, stderr=subprocess.PIPE, text=True, env=environment
+            )
+            assert (done.returncode, done.stderr) == (code, said)
+
+
 def test_an_unknown_recipe_is_offered_the_nearest(capsys: pytest.CaptureFixture[str]):
     assert main(["run", "agnostic-sam/tabel-5"]) == 2
     assert "did you mean agnostic-sam/table-5" in capsys.readouterr().err
@@ -294,6 +340,21 @@ def test_status_tells_what_is_done_and_what_is_at_work(
     assert "1 of 8 runs done, 1 at work, 5 waiting, 1 failed" in said
     assert re.search(r"1 of 2 +2\.500 +12\.5 +30 +30 s", said)
     assert f"failed: {status.described(failed)}: ValueError: no" in said
+
+
+def test_status_of_what_can_only_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    plan = Recipe.find(str(recipe(tmp_path))).at("smoke")
+    out = tmp_path / "run"
+    Store.open(out, archive.identity(plan), archive.described(plan))
+    only_readable(out, monkeypatch)
+    assert main(["status", str(out)]) == 0
+    assert "0 of 2 runs done" in capsys.readouterr().out
+    assert main(["status", str(out), "--watch"]) == 2
+    assert capsys.readouterr().err == (
+        f"flatmin: {out} can be read, but not be watched: leave out --watch\n"
+    )
 
 
 class _Only(Many):

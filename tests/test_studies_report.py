@@ -17,6 +17,7 @@ import pytest
 import yaml
 from browsing import drawn, tab_to
 from comparisons import comparison, outcome
+from looking import only_readable
 
 from flatmin.cli import main
 from flatmin.studies import archive, beside, recipes
@@ -215,6 +216,28 @@ def test_what_is_missing_is_told(tmp_path: Path):
     assert cells(made, 0, "SAM")["Runs"] == ("1 of 3", "")
 
 
+def test_a_run_is_finished_when_nothing_is_left(tmp_path: Path):
+    """One that failed is told as missing; one that tuning has turned down does not count."""
+    other = comparison(methods=("sam",), rho=(0.2,)).evaluation("sam", {})[0]
+    accuracies = {"sgd": [70.0, 71.0], "sam": [80.0, None]}
+    found = outcome(
+        tmp_path,
+        accuracies,
+        held_out={"sam": {0.1: 90.0, 0.2: 80.0}},
+        failures={("sam", 1): "RuntimeError: no"},
+        tune="rho",
+        rho=(0.1, 0.2),
+        tuning_seeds=1,
+    )
+    found.store.add(comparisons.row(other, 60.0))
+    made = sheets.sheet(Record.of(found.store, found.comparison))
+    assert (made.done, made.total) == (5, 6)
+    assert not [remark for remark in made.remarks if remark.startswith("Not finished")]
+    found.store.retry()
+    made = sheets.sheet(Record.of(found.store, found.comparison))
+    assert made.remarks[0] == "Not finished: 5 of 6 runs. The numbers will change."
+
+
 def test_troubles_and_failures_are_told(tmp_path: Path):
     plan = recipe(tmp_path).at("full")
     store = Store.open(Place.new(tmp_path / "run"), archive.identity(plan), archive.described(plan))
@@ -293,6 +316,23 @@ def test_an_exported_file_stands_for_its_database(tmp_path: Path):
     assert sheets.sheet(after).table == sheets.sheet(before).table
 
 
+def test_where_a_database_can_only_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "run"
+    outcome(folder, {"sgd": [70.0, 71.0]}).store.export()
+    only_readable(folder, monkeypatch)
+    [copied] = runs.records([str(folder)])
+    assert (copied.where, len(copied.rows)) == (str(folder), 2)
+    (folder / "study.db").write_text("[]")
+    [exported] = runs.records([str(folder)])
+    assert exported.rows.keys() == copied.rows.keys()
+
+
+def test_a_folder_may_have_a_number_that_is_no_decimal(tmp_path: Path):
+    outcome(tmp_path / "a-²", {"sgd": [70.0]})
+    [record] = runs.records([str(tmp_path)])
+    assert record.where == str(tmp_path / "a-²")
+
+
 def _empty(folder: Path) -> Path:
     asked = comparison()
     Store.open(Place.new(folder / "new"), {}, asked.description)
@@ -303,6 +343,7 @@ def _empty(folder: Path) -> Path:
     ("make", "said"),
     [
         (lambda folder: folder / "gone", "there is no folder"),
+        (lambda folder: folder / (300 * "a"), "there is no folder"),
         (lambda folder: folder, "no run in"),
         (_empty, "has finished yet: `flatmin status`"),
     ],
@@ -414,6 +455,11 @@ def test_a_recipe_that_is_run_leaves_its_report(tmp_path: Path, capsys: pytest.C
     assert main(asked) == 0
     assert capsys.readouterr().out.rstrip().endswith(str(out / "report.html"))
     assert "SGD reaches" in (out / "report.html").read_text()
+    [record] = runs.records([str(out)])
+    assert sheets.sheet(record).command == f"flatmin run {asked[1]} --scale full"
+    (out / "study.db").unlink()
+    [exported] = runs.records([str(out)])
+    assert sheets.sheet(exported).command == f"flatmin run {asked[1]} --scale full"
 
 
 # In a browser ---------------------------------------------------------------------------------

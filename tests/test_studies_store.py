@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from looking import only_readable
 from trivial import Many, Nothing, cell, row
 
 from flatmin.studies import database, files, source
@@ -223,6 +225,7 @@ def test_the_place_of_a_run_is_found_again(tmp_path: Path):
     "text, said",
     [
         ("nowhere", "no run in nowhere"),
+        (300 * "a", "no run in a"),
         ("postgresql://host/db", "names no study: append # and its name"),
         ("mysql://host/db#a", "mysql://host/db is no database that flatmin knows"),
         ("postgresql://me:secret@", "names no study"),
@@ -356,6 +359,94 @@ def test_the_export_holds_everything(tmp_path: Path):
     assert run["cost"] == json.loads(json.dumps(row(cell(0)).cost))
     assert isinstance(run["cost"]["steps"], int)
     assert set(run["versions"]) == {"flatmin", "torch", "python"}
+
+
+@pytest.mark.parametrize("name", ["q?mark", "c%41", "a b#c", "br{x}", "é'\""])
+def test_a_folder_may_have_any_name(tmp_path: Path, name: str):
+    folder = tmp_path / name / "run"
+    Store.open(folder, IDENTITY).add(row(cell(0)))
+    assert len(Store.open(folder, IDENTITY).rows) == 1
+    assert (folder / "study.db").is_file()
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+
+
+def test_a_plan_is_described_as_it_was_last(tmp_path: Path):
+    first = Store.open(tmp_path, IDENTITY, {"title": "old"})
+    first.add(row(cell(0)))
+    assert Store.open(tmp_path, IDENTITY, {"title": "new"}).plan == {"title": "new"}
+    assert Store.join(Place(tmp_path)).plan == {"title": "new"}
+    first.add(row(cell(1)))  # who works on meanwhile is not disturbed
+    again = Store.open(tmp_path, IDENTITY)
+    assert again.plan == {"title": "new"}
+    assert len(again.rows) == 2
+
+
+@pytest.mark.parametrize("open_elsewhere", [True, False])
+def test_what_can_only_be_read_is_read_from_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_elsewhere: bool
+):
+    run, folder = tmp_path / "run", tmp_path / "copied"
+    ours = Store.open(run, IDENTITY)
+    ours.add(row(cell(0)))
+    shutil.copytree(run, folder)  # with a row that is in the log alone
+    only_readable(folder, monkeypatch)
+    with pytest.raises(InputError, match=r"study\.db cannot be written"):
+        Store.open(folder, IDENTITY)
+    connect: Any = sqlite3.connect
+
+    def without_index(path: object, **how: Any) -> Any:
+        if how.get("uri"):
+            raise sqlite3.OperationalError("unable to open database file")
+        return connect(path, **how)
+
+    if not open_elsewhere:
+        monkeypatch.setattr(sqlite3, "connect", without_index)
+    with database.readable(Place(folder)) as there:
+        assert len(Store.join(there).rows) == 1
+    assert there.folder not in (None, folder)
+    (folder / "study.db").write_text("[]")
+    with (
+        pytest.raises(InputError, match=f"{folder}/study.db is no whole study of flatmin"),
+        database.readable(Place(folder)),
+    ):
+        pass
+
+
+def test_a_link_stays_where_its_file_is_replaced(tmp_path: Path):
+    (tmp_path / "there").mkdir()
+    link, target = tmp_path / "link", tmp_path / "there" / "page"
+    link.symlink_to(target)
+    for text in ("old", "new"):  # at first it points at nothing
+        files.write(link, text)
+        assert link.is_symlink()
+        assert target.read_text() == text
+    assert [file.name for file in target.parent.iterdir()] == ["page"]
+
+
+def test_what_is_no_file_is_written_into(tmp_path: Path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    files.write(pipe, "text")
+    assert os.read(reader, 9) == b"text"
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_names_that_no_file_can_have_are_of_none():
+    for name in (300 * "a", "a\0b", "nowhere/at/all"):
+        assert not files.is_file(Path(name))
+        assert not files.is_folder(Path(name))
+
+
+def test_where_nobody_may_look_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refused(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refused)
+    with pytest.raises(InputError, match=r"cannot look at .*study\.db \(Permission denied\)"):
+        Place.of(str(tmp_path))
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(

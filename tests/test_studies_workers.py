@@ -18,17 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comparisons import comparison
 from optuna.trial import TrialState
 from postgres import serving
-from trivial import Allocates, Dies, Many, Nothing, Raises, cell
+from trivial import Allocates, Dies, Many, Nothing, Raises, cell, row
 
 from flatmin.studies import processes
-from flatmin.studies.contenders import key_of
+from flatmin.studies.contenders import Tally, key_of
 from flatmin.studies.places import Place
+from flatmin.studies.rows import Row
+from flatmin.studies.status import Status
 from flatmin.studies.store import Store, attempts
 from flatmin.studies.trainer import Trainer
 from flatmin.studies.worker import Agenda, work
 from flatmin.training import InputError, Training, load, train
+from flatmin.training.loop import Watch
 
 IDENTITY = {"of": "trivial cells"}
 
@@ -43,11 +47,11 @@ def trials(store: Store) -> list[Any]:
     return store._storage.get_all_trials(store._study, deepcopy=False)
 
 
-def killing(times: int, total: int) -> tuple[Callable[[Store], None], set[int]]:
+def killing(times: int, total: int) -> tuple[Callable[[Store, Tally], None], set[int]]:
     """What kills workers at random moments, spread over the run, and whom it has killed."""
     chance, killed = random.Random(0), set[int]()
 
-    def tick(store: Store) -> None:
+    def tick(store: Store, _: Tally) -> None:
         if len(killed) < times and len(store.rows) >= len(killed) * 0.95 * total / times:
             at_work = {running.owner for running in store.running.values()}
             alive = sorted(owner.pid for owner in at_work if not owner.gone)
@@ -157,6 +161,64 @@ def test_a_cell_that_kills_every_worker_is_given_up(tmp_path: Path):
     (failure,) = store.failures.values()
     assert failure.reason.startswith("its worker died")
     assert len(list((tmp_path / "died").iterdir())) == attempts
+
+
+def test_what_tuning_chooses_anew_is_done_however_many_rows_there_are(tmp_path: Path):
+    asked = comparison(methods=("sam",), tune="rho", tuning_seeds=1, seeds=4, rho=(0.1, 5.0))
+    store = Store.open(tmp_path, IDENTITY)
+    work(store, asked, _Fails())
+    store.retry()
+    first = asked.tuning("sam")[0]
+    store.add(row(first))  # and by that 0.1 is chosen
+    store.add(row(asked.evaluation("sam", store.rows)[0]))
+    assert len(store.rows) == 7 > asked.total
+    assert not Status.of(store, asked).settled
+    processes.run(store, asked, Nothing(), 1)
+    assert {key_of(run) for run in asked.evaluation("sam", store.rows)} <= set(store.rows)
+    found = Status.of(store, asked)
+    assert (found.settled, found.done, found.total) == (True, 6, 6)
+
+
+class _Fails(Nothing):
+    """When it tries the radius 0.1."""
+
+    def do(self, training: Training, watch: Watch) -> Row:
+        if training.holdout and training.rho == 0.1:
+            raise MemoryError
+        return super().do(training, watch)
+
+
+def test_an_interrupt_before_the_workers_are_there_is_the_parents_alone(tmp_path: Path):
+    (tmp_path / "slow.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(tmp_path)!r}, 'begun').touch()\ntime.sleep(2)\n"
+    )
+    (tmp_path / "script.py").write_text(
+        "import sys; from pathlib import Path; from trivial import Many, Nothing\n"
+        "from flatmin.studies import processes; from flatmin.studies.store import Store\n"
+        "if __name__ == '__main__':\n"
+        "    processes._used_later = ('slow',)\n"
+        "    try:\n"
+        f"        store = Store.open(Path({str(tmp_path)!r}), {IDENTITY!r})\n"
+        "        processes.run(store, Many(9), Nothing(), 2)\n"
+        "    except KeyboardInterrupt:\n"
+        "        sys.exit(130)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, tmp_path / "script.py"],
+        env=os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{tmp_path}"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "begun").exists():
+        assert parent.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(parent.pid, signal.SIGINT)  # as a terminal does it: to the server too
+    _, said = parent.communicate(timeout=60)
+    assert (parent.returncode, said) == (130, "")
+    assert not Store.join(Place(tmp_path), allow_mixed=True).rows
 
 
 def test_workers_end_with_whoever_has_started_them_even_by_a_kill(tmp_path: Path):

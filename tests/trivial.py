@@ -14,7 +14,7 @@ import torch
 
 from flatmin.cost import Cost
 from flatmin.studies import source
-from flatmin.studies.contenders import key_of
+from flatmin.studies.contenders import Tally, key_of
 from flatmin.studies.rows import Curves, Row
 from flatmin.training import Epoch, Training
 from flatmin.training.loop import Watch
@@ -30,6 +30,9 @@ class Many:
 
     def plan(self, rows: Mapping[str, Row], given_up: frozenset[str]) -> Iterator[Training]:
         return (cell(seed) for seed in range(self.total))
+
+    def tally(self, rows: Mapping[str, Row], given_up: frozenset[str]) -> Tally:
+        return Tally(len(rows), len(given_up), self.total - len(rows) - len(given_up))
 
 
 @dataclass(frozen=True)

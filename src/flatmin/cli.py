@@ -7,8 +7,11 @@ line and no traceback.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
+import io
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -23,10 +26,17 @@ if TYPE_CHECKING:
     from flatmin.studies.worker import Plan
 
 
+_again = "mend that, and the same command goes on; every run is kept"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    sys.stdout = sys.stdout or io.StringIO()  # None where it was closed
     try:
-        return _obey(arguments)
+        try:
+            return _obey(arguments)
+        finally:
+            sys.stdout.flush()  # here, where an error can be told
     except ModuleNotFoundError as missing:
         package = (missing.name or "").partition(".")[0]
         if package in ("", "flatmin"):
@@ -34,6 +44,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _stop(f"this needs {package}: pip install 'flatmin[studies]'")
     except KeyboardInterrupt:
         return _stop("interrupted", 130)
+    except BrokenPipeError:  # who reads the standard output has seen enough
+        _mute()
+        return 1
+    except OSError as error:
+        full = error.errno == errno.ENOSPC  # of files that is told where they are written
+        if full and error.filename is None:
+            _mute()
+            error.filename = "the standard output"
+        about = "" if error.filename is None else f"{error.filename}: "
+        return _stop(f"{about}{error.strerror or error}")
+
+
+def _mute() -> None:
+    """Print no more: Python flushes the standard output once again when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _obey(arguments: Sequence[str] | None) -> int:
@@ -75,7 +100,7 @@ def _obey(arguments: Sequence[str] | None) -> int:
 def _compare(wanted: Compare) -> int:
     importlib.import_module("plotly")  # of the report: better missed now than after the training
 
-    from flatmin.studies import compare, terminal
+    from flatmin.studies import compare, files, terminal
     from flatmin.studies.places import Place
     from flatmin.studies.report import comparison as report
     from flatmin.studies.summary import summarise
@@ -93,9 +118,11 @@ def _compare(wanted: Compare) -> int:
     summary = summarise(outcome)
     if not summary.lines:
         return _stop("no run has finished: there is nothing to report", 1)
-    outcome.store.export()
     page = folder / "report.html"
-    report.save(outcome, summary, page)
+    with files.told(folder / "results.json", _again):
+        outcome.store.export()
+    with files.told(page, _again):
+        report.save(outcome, summary, page)
     if wanted.json:
         print(report.as_json(outcome, summary))
     else:
@@ -119,16 +146,18 @@ def _run(wanted: Run) -> int:
     require(plan.runs)
     name = f"{recipe.name}-{plan.scale}"
     place = Place.new(wanted.out or Path("runs") / name, wanted.storage, study=name)
-    identity, description = archive.identity(plan), archive.described(plan)
+    identity, description = archive.identity(plan), archive.described(plan, wanted.recipe)
     store = Store.open(place, identity, description, allow_mixed=wanted.allow_mixed)
     if wanted.storage:
         print(f"flatmin: others join by: flatmin worker '{place}'", file=sys.stderr)
     trainer = Trainer.at(place, checkpoints=wanted.checkpoints, tensorboard=wanted.tensorboard)
     if not _train(store, plan, archive.named(plan), trainer, workers):
         return 130
-    store.export()
     page = store.folder / "report.html"
-    files.write(page, pages.report([sheets.sheet(Record.of(store, plan))]))
+    with files.told(store.folder / "results.json", _again):
+        store.export()
+    with files.told(page, _again):
+        files.write(page, pages.report([sheets.sheet(Record.of(store, plan))]))
     terminal.beside(plan, store, page)
     return 1 if store.failures else 0
 
@@ -149,7 +178,8 @@ def _worker(wanted: Worker) -> int:
         return 0
     if not _train(store, plan, archive.named(plan), trainer, _workers(wanted.workers), retry=False):
         return 130
-    print(f"{len(store.rows)} of {plan.total} runs are done in {place}")
+    tally = plan.tally(store.rows, frozenset(store.failures))
+    print(f"{tally.done} of {tally.total} runs are done in {place}")
     return 1 if store.failures else 0
 
 
@@ -158,6 +188,7 @@ def _train(
 ) -> bool:
     """Do what is missing; False, and a line, if the user interrupts it."""
     from flatmin.studies import processes, terminal
+    from flatmin.training.errors import InputError
 
     if retry:
         store.retry()
@@ -166,11 +197,16 @@ def _train(
             processes.run(store, plan, trainer, workers, progress)
     except KeyboardInterrupt:
         store.refresh()
+        tally = plan.tally(store.rows, frozenset(store.failures))
         _stop(
-            f"interrupted: {len(store.rows)} of {plan.total} runs are kept in {store.place}; "
+            f"interrupted: {tally.done} of {tally.total} runs are kept in {store.place}; "
             f"the same command continues"
         )
         return False
+    except ConnectionError as error:
+        raise InputError(
+            f"the workers have gone ({error.strerror or error}): the same command continues"
+        ) from None
     return True
 
 
@@ -187,11 +223,16 @@ def _status(wanted: Status) -> int:
     from rich.console import Console
     from rich.live import Live
 
-    from flatmin.studies import archive, files, status
+    from flatmin.studies import archive, database, files, status
     from flatmin.studies.places import Place
     from flatmin.studies.store import Store
+    from flatmin.training.errors import InputError
 
-    store = Store.join(Place.of(wanted.run), allow_mixed=True)
+    place = Place.of(wanted.run)
+    if wanted.watch and not database.writable(place):
+        raise InputError(f"{place} can be read, but not be watched: leave out --watch")
+    with database.readable(place) as there:
+        store = Store.join(there, allow_mixed=True)
     plan = archive.restored(store.plan)
     now = status.Status.of(store, plan)
     if wanted.json:
@@ -230,13 +271,9 @@ def _report(wanted: Report) -> int:
         sys.stdout.write(content)
         return 0
     path = wanted.out or runs.folder(wanted.runs) / "report.html"
-    files.writable(path.parent)
-    try:
+    with files.told(path, "give another file by --out"):
+        path.parent.mkdir(parents=True, exist_ok=True)
         files.write(path, content)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path} ({error.strerror}): give another file by --out"
-        ) from None
     print(path)
     return 0
 

@@ -18,13 +18,19 @@ from flatmin.training.errors import InputError
 Known = Comparison | Plan
 
 
-def described(plan: Plan) -> dict[str, Any]:
-    """A recipe at a scale, as JSON holds it."""
+def described(plan: Plan, asked: str = "") -> dict[str, Any]:
+    """A recipe at a scale, as JSON holds it; `asked` is what `flatmin run` was given for it."""
     return {
         "kind": "recipe",
         "content": plan.recipe.model_dump(mode="json"),
         "scale": plan.scale,
+        "asked": asked or plan.recipe.name,
     }
+
+
+def asked(description: Mapping[str, Any] | None) -> str:
+    """What `flatmin run` was given for the plan that was described; empty for a comparison."""
+    return str((description or {}).get("asked", ""))
 
 
 def restored(description: Mapping[str, Any]) -> Known:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 import flatmin
 from flatmin import methods
 from flatmin.studies import contenders
-from flatmin.studies.contenders import Contender
+from flatmin.studies.contenders import Contender, Tally
 from flatmin.studies.places import Place
 from flatmin.studies.rows import Row
 from flatmin.studies.store import Failed, Store
@@ -76,7 +76,17 @@ class Comparison(BaseModel):
     @classmethod
     def _canonical(cls, text: str) -> str:
         found = noise.parse(text)
-        return f"{found.share:g}" if isinstance(found, noise.Symmetric) else text
+        return contenders.share(found.share) if isinstance(found, noise.Symmetric) else text
+
+    @field_validator("rho")
+    @classmethod
+    def _distinct(cls, rho: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if rho is not None and not rho:
+            raise InputError(
+                "--rho is empty: give a radius such as 0.1, or with --tune rho several separated "
+                "by commas"
+            )
+        return rho and tuple(dict.fromkeys(rho))
 
     @model_validator(mode="after")
     def _fits(self) -> Comparison:
@@ -101,6 +111,8 @@ class Comparison(BaseModel):
             _require(0 <= rho < math.inf, "rho", rho, "a radius of at least 0")
         if self.rho is not None and len(self.rho) != 1 and not self.tune:
             raise InputError("--rho gives several radii: give one, or add --tune rho to choose")
+        tried = sum(len(self.grid(name)) for name in self.methods)
+        contenders.require_size(tried * self.tuning_seeds + len(self.methods) * self.seeds)
         return self
 
     def grid(self, method: str) -> tuple[float, ...]:
@@ -141,7 +153,11 @@ class Comparison(BaseModel):
 
     def plan(self, rows: Mapping[str, Row], given_up: frozenset[str]) -> Iterator[Training]:
         """The runs known by now, in the order to do them: tuning first, then seed by seed."""
-        return contenders.plan([self.contender(name) for name in self.methods], rows, given_up)
+        return contenders.plan(self._contenders, rows, given_up)
+
+    def tally(self, rows: Mapping[str, Row], given_up: frozenset[str]) -> Tally:
+        """How far it is."""
+        return contenders.tally(self._contenders, rows, given_up)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -151,7 +167,11 @@ class Comparison(BaseModel):
     @property
     def total(self) -> int:
         """How many runs there are in all."""
-        return sum(len(self.tuning(method)) + self.seeds for method in self.methods)
+        return self.tally({}, frozenset()).total
+
+    @property
+    def _contenders(self) -> list[Contender]:
+        return [self.contender(name) for name in self.methods]
 
     def _training(self, method: str, rho: float | None) -> Training:
         shared = self.model_dump(exclude={"methods", "rho", "tune", "tuning_seeds", "seeds"})

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from flatmin.training.errors import InputError
 from flatmin.training.loop import Training
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 holdout = 0.1
 """Share of the training images, labels as given, on which candidates are judged."""
+
+most = 1_000_000
+"""Runs that a plan may have; it is held in memory, and gone through again and again."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,46 @@ class Contender:
         return replace(candidate, seed=seed, holdout=holdout)
 
 
+@dataclass(frozen=True)
+class Tally:
+    """How far a study is.
+
+    Fields:
+        done, failed: cells that have their row, and those given up. What the plan asks for no
+            longer, since tuning has chosen anew, does not count.
+        left: the others, with those that tuning has yet to choose; none left: it is finished.
+    """
+
+    done: int
+    failed: int
+    left: int
+
+    @property
+    def total(self) -> int:
+        return self.done + self.failed + self.left
+
+
+def tally(
+    contenders: Sequence[Contender], rows: Mapping[str, Row], given_up: frozenset[str]
+) -> Tally:
+    """How far the runs of `contenders` are."""
+    keys = [key_of(training) for training in expected(contenders, rows, given_up)]
+    done = len(rows.keys() & keys)
+    failed = len(given_up.intersection(keys))
+    return Tally(done, failed, len(keys) - done - failed)
+
+
+def expected(
+    contenders: Sequence[Contender], rows: Mapping[str, Row], given_up: frozenset[str]
+) -> list[Training]:
+    """The plan, and what is to follow where tuning goes on, as it would choose by now."""
+    done = frozenset(rows) | given_up
+    # of those with the same candidates, all will choose the same
+    undecided = {each.candidates: each for each in contenders if not each.settled(done)}
+    further = [training for each in undecided.values() for training in each.evaluation(rows)]
+    return [*plan(contenders, rows, given_up), *further]
+
+
 def plan(
     contenders: Sequence[Contender], rows: Mapping[str, Row], given_up: frozenset[str]
 ) -> Iterator[Training]:
@@ -94,3 +138,17 @@ def _plan(
 def key_of(training: Training) -> str:
     """What tells a run from all others."""
     return training.key
+
+
+def require_size(runs: int) -> None:
+    """Raise InputError for more runs than a plan may have."""
+    if runs > most:
+        raise InputError(
+            f"this takes up to {runs:,} runs, more than {most:,}: give fewer seeds or settings"
+        )
+
+
+def share(noise: float) -> str:
+    """A share of wrong labels as runs name it: `0.6`, and every digit of one that needs more."""
+    short = f"{noise:g}"
+    return short if float(short) == noise else repr(noise)

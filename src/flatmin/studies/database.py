@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, cast
@@ -20,10 +21,10 @@ from optuna.exceptions import (
 )
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
-from sqlalchemy import event
+from sqlalchemy import URL, event, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from flatmin.studies import source, text
+from flatmin.studies import files, source, text
 from flatmin.studies.places import Place
 from flatmin.training.errors import InputError
 
@@ -85,9 +86,9 @@ def backend(place: Place) -> RDBStorage:
     """The storage at a place that is there."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if place.file is None:
-        return RDBStorage(cast("str", place.url), engine_kwargs={"pool_pre_ping": True})
+        return RDBStorage(_verbatim(cast("str", place.url)), engine_kwargs={"pool_pre_ping": True})
     storage = RDBStorage(
-        f"sqlite:///{place.file}",
+        _url(place.file),
         engine_kwargs={"connect_args": {"timeout": 60, "isolation_level": None}},
         skip_table_creation=True,
     )
@@ -95,6 +96,23 @@ def backend(place: Place) -> RDBStorage:
     event.listen(storage.engine, "connect", _swift)
     event.listen(storage.engine, "begin", _begin)
     return storage
+
+
+def _url(path: Path) -> str:
+    """Of a SQLite file, whatever characters its name has."""
+    try:
+        url = URL.create("sqlite", database=str(path)).render_as_string()
+        read = make_url(url).database
+    except UnicodeEncodeError:
+        read = url = ""
+    if read != str(path):  # a ? before SQLAlchemy 2.1
+        raise InputError(f"{path} has a character that SQLAlchemy cannot take: rename its folder")
+    return _verbatim(url)
+
+
+def _verbatim(url: str) -> str:
+    """For Optuna, which fills in what stands in braces."""
+    return url.replace("{", "{{").replace("}", "}}")
 
 
 def _swift(connection: sqlite3.Connection, _: object) -> None:
@@ -122,9 +140,9 @@ def reading() -> Generator[None, None, None]:
 
 def prepare_file(path: Path, content: Mapping[str, Any]) -> None:
     """Make the database, whole or not at all; if it is there already, leave it."""
-    if path.exists():
+    if files.is_file(path):
         return
-    if (path.parent / "results.json").exists():
+    if files.is_file(path.parent / "results.json"):
         raise InputError(
             f"{path.parent} holds results without their {path.name}, perhaps of an earlier "
             f"flatmin: give another --out, or remove that folder"
@@ -132,7 +150,7 @@ def prepare_file(path: Path, content: Mapping[str, Any]) -> None:
     with tempfile.TemporaryDirectory(prefix=".new-", dir=path.parent) as folder:
         new = Path(folder) / path.name
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage = RDBStorage(f"sqlite:///{new}")
+        storage = RDBStorage(_url(new))
         _create(storage, "run", content)
         storage.engine.dispose()
         with _connected(new) as connection:
@@ -184,10 +202,53 @@ def _connected(path: Path) -> Generator[sqlite3.Connection, None, None]:
 def inspect(path: Path) -> None:
     """Raise InputError unless the file is a whole study of this version."""
     place = Place(path.parent)
-    if not path.exists():
+    if not files.is_file(path):
         raise InputError(f"no run in {place}: `flatmin run` makes one")
-    if not os.access(path, os.W_OK):
+    if not writable(place):
         raise InputError(f"{path} cannot be written: {os.strerror(errno.EACCES)}")
+    _look(path, place)
+
+
+def writable(place: Place) -> bool:
+    """Whether its database takes anything; SQLite writes beside its file as well."""
+    path = place.file
+    return path is None or all(os.access(each, os.W_OK) for each in (path, path.parent))
+
+
+@contextmanager
+def readable(place: Place) -> Generator[Place, None, None]:
+    """The place; where nothing can be written, that of a copy as it is now."""
+    path = place.file
+    if path is None or writable(place):
+        yield place
+        return
+    with tempfile.TemporaryDirectory(prefix="flatmin-") as folder:
+        copy = Place(Path(folder))
+        try:
+            _copy(path, Path(folder) / path.name)
+            _look(Path(folder) / path.name, place)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+        except sqlite3.Error as error:
+            raise InputError(_line(place, error)) from None
+        yield copy
+
+
+def _copy(path: Path, to: Path) -> None:
+    """Of a database that others may be writing, without writing anything beside it."""
+    with suppress(sqlite3.OperationalError), _connected(to) as new:
+        old = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=60)
+        with closing(old):
+            old.backup(new)
+        return
+    # nobody has it open, or else SQLite would have found its index of the log
+    for suffix in ("", "-wal"):
+        with suppress(FileNotFoundError):
+            shutil.copyfile(f"{path}{suffix}", f"{to}{suffix}")
+
+
+def _look(path: Path, place: Place) -> None:
+    """Raise InputError unless the file, that of `place`, is a whole study of this version."""
     with _connected(path) as connection:
         (mark,) = connection.execute("PRAGMA application_id").fetchone()
         (found,) = connection.execute("PRAGMA user_version").fetchone()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import stat
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +17,15 @@ from flatmin.training.errors import InputError
 
 
 def write(path: Path, text: str) -> None:
-    """Replace the file at `path` by `text`; whoever reads it finds it whole, even after a crash."""
+    """Replace the file at `path` by `text`; whoever reads it finds it whole, even after a crash.
+
+    A link stays, and what it points at is replaced; a device or a pipe is written into.
+    """
+    if path.exists() and not path.is_file():
+        with path.open("w", encoding="utf-8") as file:
+            file.write(text)
+        return
+    path = Path(os.path.realpath(path))
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -26,6 +37,43 @@ def write(path: Path, text: str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def told(path: Path, remedy: str) -> Generator[None, None, None]:
+    """Turn what prevents that `path` is written into one line, which ends with the `remedy`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror or error}): {remedy}") from None
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file. Raises InputError, as `is_folder` does, where nobody may look."""
+    return stat.S_ISREG(_mode(path))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder."""
+    return stat.S_ISDIR(_mode(path))
+
+
+def _mode(path: Path) -> int:
+    """What there is at `path`; 0 for nothing. Path's own questions raise before Python 3.14."""
+    try:
+        return path.stat().st_mode
+    except ValueError:  # a null character
+        return 0
+    except OSError as error:
+        if error.errno in _nothing:
+            return 0
+        raise InputError(
+            f"cannot look at {path} ({error.strerror}): change its permissions, or give another one"
+        ) from None
+
+
+_nothing = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""Errors that say that no file has such a name."""
 
 
 def writable(folder: Path) -> None:

@@ -57,9 +57,9 @@ class Place:
         folder = Path(text)
         if folder.name == "study.db":
             folder = folder.parent
-        if (folder / "study.db").exists():
+        if files.is_file(folder / "study.db"):
             return cls(folder)
-        if (folder / _pointer).exists():
+        if files.is_file(folder / _pointer):
             return cls._pointed(folder)
         raise InputError(f"no run in {text}: give the folder of one, as `flatmin run` names it")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any, cast, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from flatmin import methods
-from flatmin.studies import contenders, estimate, yamlfile
-from flatmin.studies.contenders import Contender
+from flatmin.studies import contenders, estimate, files, yamlfile
+from flatmin.studies.contenders import Contender, Tally
 from flatmin.studies.estimate import Estimate
 from flatmin.studies.schema import AtScale, Changes, Exceptional, Position, Printed, Scale, Tune
 from flatmin.training import Training
@@ -56,6 +57,7 @@ class Plan:
         try:
             for exception in self._exceptions:
                 self._check_exception(exception)
+            self._check_size()
             for run in self.runs:
                 _require_data(run.data)
         except ValueError as error:
@@ -106,8 +108,7 @@ class Plan:
     @cached_property
     def settings(self) -> tuple[Setting, ...]:
         """Every position of the grid, the last axis fastest."""
-        labels = itertools.product(*self.grid.values())
-        return tuple(self._setting(dict(zip(self.grid, each, strict=True))) for each in labels)
+        return tuple(map(self._setting, self._positions))
 
     @property
     def contenders(self) -> list[Contender]:
@@ -118,6 +119,10 @@ class Plan:
         """The runs known by now, each once, in the order to do: tuning first, then by seed."""
         return contenders.plan(self.contenders, rows, given_up)
 
+    def tally(self, rows: Mapping[str, Row], given_up: frozenset[str]) -> Tally:
+        """How far it is."""
+        return contenders.tally(self.contenders, rows, given_up)
+
     @cached_property
     def runs(self) -> tuple[Training, ...]:
         """Every run, with what tuning chooses left at its usual value."""
@@ -127,13 +132,13 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """How many runs there are."""
-        return len(self.runs)
+        """How many runs there are, as far as is known before the first."""
+        return self.tally({}, frozenset()).total
 
     @cached_property
     def estimate(self) -> Estimate:
         """Of the cost of all runs."""
-        return Estimate.of(self.runs)
+        return Estimate.of(contenders.expected(self.contenders, {}, frozenset()))
 
     def printed(
         self, position: Position, method: str, measure: str | None = None
@@ -161,6 +166,26 @@ class Plan:
     def _exceptions(self) -> tuple[Exceptional, ...]:
         own = self._scale.exceptions
         return self.recipe.exceptions if own is None else own
+
+    @property
+    def _positions(self) -> Iterator[Position]:
+        for labels in itertools.product(*self.grid.values()):
+            yield dict(zip(self.grid, labels, strict=True))
+
+    def _check_size(self) -> None:
+        """Before anything is built, since that may take for ever."""
+        settings = math.prod(map(len, self.grid.values()))
+        contenders.require_size(settings * len(self.methods) * self.seeds)
+        if self.tune is not None:
+            every = itertools.product(self._positions, self.methods)
+            contenders.require_size(sum(self._size(self._changes(*each)) for each in every))
+
+    def _size(self, changes: Changes) -> int:
+        """The most runs that a method in one setting takes."""
+        assert self.tune is not None
+        radii = len(self.tune.rho or self.tune.factors)
+        others: dict[str, tuple[float, ...]] = _typed("tune", changes.get("tune", {}))
+        return self.seeds + self.tune.seeds * radii * math.prod(map(len, others.values()))
 
     def _check_exception(self, exception: Exceptional) -> None:
         for axis, labels in exception.at.items():
@@ -204,7 +229,7 @@ class Plan:
             for values in itertools.product(*others.values())
             for options in [dict(zip(names, values, strict=True))]
         ]
-        return Contender(usual, tuple(candidates), self.seeds, self.tune.seeds)
+        return Contender(usual, tuple(dict.fromkeys(candidates)), self.seeds, self.tune.seeds)
 
     def _radii(self, usual: Training) -> list[float]:
         default = methods.find(usual.method).rho
@@ -234,7 +259,7 @@ class Plan:
 
 def _require_data(name: str) -> None:
     """A name of a data set, or a folder that is there."""
-    if name not in estimate.sets and not Path(name).is_dir():
+    if name not in estimate.sets and not files.is_folder(Path(name)):
         raise unknown("data set", name, estimate.sets)
 
 
@@ -253,7 +278,7 @@ _kinds: Mapping[str, TypeAdapter[Any]] = {
 
 def _typed(name: str, value: Any) -> Any:
     if name == "noise" and isinstance(value, int | float):
-        return f"{value:g}"
+        return contenders.share(value)
     try:
         return _kinds[name].validate_python(value)
     except ValidationError as error:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from flatmin.studies import source
+from flatmin.studies.contenders import Tally
 from flatmin.studies.places import Place
 from flatmin.studies.store import Store
 from flatmin.studies.worker import Craft, Plan, work
@@ -31,19 +33,24 @@ def run(
     plan: Plan,
     craft: Craft,
     count: int,
-    tick: Callable[[Store], None] | None = None,
+    tick: Callable[[Store, Tally], None] | None = None,
     *,
     pause: float = 0.25,
 ) -> None:
     """Work on a plan in `count` processes until it is done.
 
-    `tick` is called every `pause` seconds with the store as it is by then. A worker that dies is
-    replaced, and its cell taken up again. However this ends, the workers end with it. Raises
-    InputError where no worker can go on.
+    `tick` is called at the start and every `pause` seconds with the store as it is by then, and how
+    far it is. A worker that dies is replaced, and its cell taken up again. However this ends, the
+    workers end with it. Raises InputError where no worker can go on.
     """
     team: list[_Member] = []
     deaths, progress = 0, -1
-    count = min(count, plan.total - len(store.rows))
+    tallied = _Tallied(plan, store)
+    if tick is not None:
+        tick(store, tallied.now)
+    count = min(count, tallied.now.left)
+    if count:
+        _await_server()
     try:
         team.extend(_Member(store.place, plan, craft, index) for index in range(count))
         while team:
@@ -62,7 +69,8 @@ def run(
                 member.bury(store, ended)
                 team.append(_Member(store.place, plan, craft, member.index))
             if tick is not None:
-                tick(store)
+                tallied.renew(store)
+                tick(store, tallied.now)
     finally:
         for member in team:
             member.stop()
@@ -92,11 +100,31 @@ allocator = {
 on what was freed before: often every step takes thousands of pages from the system anew."""
 
 
+class _Tallied:
+    """How far a store is; taken anew on news, but for one part in twenty of the time at most."""
+
+    def __init__(self, plan: Plan, store: Store) -> None:
+        self._plan = plan
+        self._news: object = None
+        self._next = 0.0
+        self.now = Tally(0, 0, 0)
+        self.renew(store)
+
+    def renew(self, store: Store) -> None:
+        news, start = (len(store.rows), frozenset(store.failures)), time.monotonic()
+        if news == self._news or start < self._next:
+            return
+        self.now = self._plan.tally(store.rows, frozenset(store.failures))
+        self._news = news
+        self._next = start + 20 * (time.monotonic() - start)
+
+
 class _Member:
     """The parent's side of one worker."""
 
     def __init__(self, place: Place, plan: Plan, craft: Craft, index: int) -> None:
-        context = _context()
+        with _interrupts_ignored():  # the server is born with what its parent ignores
+            context = _context()
         self.index = index
         self._pipe, theirs = context.Pipe()
         arguments = (theirs, place, plan, craft, index)
@@ -127,6 +155,20 @@ class _Member:
         self.process.terminate()
         self.process.join()
         self._pipe.close()
+
+
+def _await_server() -> None:
+    """Return once the server has imported everything: seconds in which an interrupt is heard."""
+    with _interrupts_ignored():
+        context = _context()
+    if context.get_start_method() == "forkserver":
+        first = context.Process(target=_nothing, daemon=True)
+        first.start()
+        first.join()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _context() -> Any:

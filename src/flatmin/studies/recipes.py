@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from flatmin.studies import yamlfile
+from flatmin.studies import files, yamlfile
 from flatmin.studies.estimate import Estimate
 from flatmin.studies.measures import measures
 from flatmin.studies.plans import Plan
@@ -32,6 +32,7 @@ from flatmin.studies.schema import (
     Tune,
     labelled,
 )
+from flatmin.training import corruptions, sets
 from flatmin.training.errors import InputError, unknown
 
 
@@ -48,7 +49,7 @@ class Recipe(Strict):
     """A table or a figure.
 
     Fields:
-        name: `<paper>/<table-or-figure>`.
+        name: `<paper>/<table-or-figure>`; where a file says nothing, its folder's and its own.
         paper: a key of recipes/papers.yaml.
         shows: what it reproduces, as the paper calls it.
         title: what the numbers are.
@@ -93,7 +94,7 @@ class Recipe(Strict):
         shipped = {known: folder() / f"{known}.yaml" for known in names()}
         if name in shipped:
             return cls.load(shipped[name])
-        if Path(name).is_file():
+        if files.is_file(Path(name)):
             return cls.load(Path(name))
         raise unknown("recipe", name, shipped)
 
@@ -101,8 +102,9 @@ class Recipe(Strict):
     def load(cls, path: Path) -> Recipe:
         """The recipe in the file at `path`; InputError names file, key and nearest known key."""
         content = yamlfile.read(path)
+        name = f"{path.parent.resolve().name}/{path.stem}".lstrip("/")
         try:
-            recipe = cls.model_validate({"name": f"{path.parent.name}/{path.stem}", **content})
+            recipe = cls.model_validate({"name": name, **content})
         except ValidationError as error:
             raise InputError(f"{path}: {_first(error)}") from None
         try:
@@ -133,10 +135,17 @@ class Recipe(Strict):
 
     def _check(self) -> None:
         """Everything that a reader of the file alone cannot see; by doing all but the training."""
+        if any(part in ("", ".", "..") for part in self.name.split("/")) or "\0" in self.name:
+            raise InputError(
+                f"name {self.name!r} is no folder below runs/: give one such as paper/table-1"
+            )
         if "full" not in self.scales:
             raise InputError("scales: there is no full: add `full: {}`")
         for scale in self.scales:
-            self.at(scale).check()
+            plan = self.at(scale)
+            plan.check()
+            for name in {name for run in plan.runs for name in run.examine}:
+                _require_examination(name)
         self._check_measures(self.at("full"))
         self._check_printed()
 
@@ -174,6 +183,18 @@ class Recipe(Strict):
             seen.add(place)
 
 
+def _require_examination(name: str) -> None:
+    """A name that `flatmin.training.examine` knows; whether it fits the data is seen there."""
+    what = name.removesuffix("top-5").removesuffix(":")
+    found, _, kind = what.partition(":")
+    corrupted = ("cifar10-c", "cifar100-c", "imagenet-c")
+    if found in corrupted and kind:
+        corruptions.parse(what)
+    known = ("", "hub", "digits", *corrupted, *sets.known)
+    if found not in known and not files.is_folder(Path(what)) and not files.is_file(Path(what)):
+        raise unknown("examination", name, ["top-5", *known[2:]])
+
+
 def _first(error: ValidationError) -> str:
     """The first thing that does not fit, and where."""
     first = error.errors()[0]
@@ -198,7 +219,7 @@ def names() -> list[str]:
 def _by_number(name: str) -> tuple[str, str, int, str]:
     paper, _, shown = name.partition("/")
     kind, _, number = shown.partition("-")
-    return paper, kind, int(number) if number.isdigit() else 0, number
+    return paper, kind, int(number) if number.isdecimal() else 0, number
 
 
 def papers() -> dict[str, Paper]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -26,15 +26,25 @@ def _keys(content: object) -> list[str]:
     return list(map(str, cast("dict[Any, Any]", content))) if isinstance(content, dict) else []
 
 
+def _text(label: Any) -> Any:
+    """A label as text, however it is written; what is none stays, to be refused."""
+    return str(label) if isinstance(label, int | float) else label
+
+
 def _texts(value: Any) -> Any:
-    return [value] if isinstance(value, str | int | float) else value
+    """Labels: one or a list, or the keys of what holds for each."""
+    if isinstance(value, list | tuple):
+        return [_text(label) for label in cast("Sequence[object]", value)]
+    if isinstance(value, dict):
+        return {_text(label): what for label, what in cast("dict[Any, Any]", value).items()}
+    return [_text(value)] if isinstance(value, str | int | float) else value
 
 
 def labelled(axis: Any) -> Any:
     """The values of an axis by label; a list of scalars labels itself."""
     if isinstance(axis, list):
         return {str(value): None for value in cast("list[object]", axis)}
-    return axis
+    return _texts(axis) if isinstance(axis, dict) else axis
 
 
 class Strict(BaseModel):
@@ -84,8 +94,8 @@ class Printed(BaseModel):
     method: str
     at: dict[str, str] = {}
     measure: str | None = None
-    mean: float
-    sd: float | None = None
+    mean: float = Field(allow_inf_nan=False)
+    sd: float | None = Field(None, ge=0, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -96,7 +106,11 @@ class Printed(BaseModel):
         given = cast("dict[str, Any]", content)
         axes = {name: str(label) for name, label in given.items() if name not in cls.model_fields}
         own = {name: value for name, value in given.items() if name not in axes}
-        return {**own, "at": {**given.get("at", {}), **axes}}
+        at = given.get("at", {})
+        if not isinstance(at, dict):
+            return own
+        labels = {name: _text(label) for name, label in cast("dict[str, Any]", at).items()}
+        return {**own, "at": {**labels, **axes}}
 
 
 class Tune(Strict):
@@ -132,7 +146,7 @@ class AtScale(Strict):
 
     says: str = ""
     fields: Changes = {}
-    grid: dict[str, tuple[str, ...] | dict[str, Changes]] = {}
+    grid: dict[str, Annotated[tuple[str, ...] | dict[str, Changes], BeforeValidator(_texts)]] = {}
     methods: tuple[str, ...] | dict[str, Changes] | None = None
     seeds: int | None = Field(None, ge=1)
     tune: Tune | Literal["off"] | None = None

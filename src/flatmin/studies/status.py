@@ -92,13 +92,13 @@ class Status:
     def of(cls, store: Store, plan: Plan) -> Status:
         """Of the store as it was last read."""
         running = {cell.key: cell for cell in store.running.values()}
-        done, failed = len(store.rows), len(store.failures)
-        waiting = max(0, plan.total - done - failed - len(running))
+        tally = plan.tally(store.rows, frozenset(store.failures))
+        waiting = max(0, tally.left - len(running))
         return cls(
-            done=done,
+            done=tally.done,
             running=len(running),
             waiting=waiting,
-            failed=failed,
+            failed=tally.failed,
             methods=tuple(_counts(store, plan, running)),
             cells=tuple(Cell.of(cell) for cell in running.values()),
             failures=tuple(

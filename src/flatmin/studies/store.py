@@ -140,6 +140,7 @@ class Store:
                 database.prepare_server(place, content)
         store = cls.join(place, allow_mixed=allow_mixed)
         database.same(ours, store.identity, place)
+        store._describe(content["plan"])
         return store
 
     @classmethod
@@ -169,6 +170,13 @@ class Store:
     def plan(self) -> Any:
         """As given to `open`."""
         return self._attributes["plan"]
+
+    def _describe(self, plan: Any) -> None:
+        """Keep how the plan is described by now: titles may change while its runs stay."""
+        if plan is not None and plan != self.plan:
+            with database.told(self.place):
+                self._storage.set_study_user_attr(self._study, "plan", plan)
+            self._attributes["plan"] = plan
 
     def refresh(self) -> None:
         """Learn what has happened since the last time."""

@@ -22,6 +22,7 @@ from rich.table import Table
 from flatmin.studies import beside as tables
 from flatmin.studies import text
 from flatmin.studies.compare import Outcome
+from flatmin.studies.contenders import Tally
 from flatmin.studies.estimate import Estimate
 from flatmin.studies.plans import Plan
 from flatmin.studies.recipes import Listing
@@ -38,13 +39,11 @@ Columns = Mapping[str, Callable[[Line], str]]
 class Progress:
     """A live bar where someone watches; else a line every `pause` seconds at most.
 
-    Use as a context manager, and call it now and then with the store as it is by then.
+    Use as a context manager, and call it now and then with the store and how far it is by then.
     """
 
     def __init__(self, name: str, total: int, store: Store, pause: float = 10.0) -> None:
-        self._total = total
-        self._before = len(store.rows)
-        self._done = self._before
+        self._begun = False
         self._start = time.monotonic()
         self._pause = pause
         self._told = self._start
@@ -63,22 +62,22 @@ class Progress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._all = self._bar.add_task(name, total=total, completed=self._done, unit="runs")
+        self._all = self._bar.add_task(name, total=total, unit="runs")
         self._each: dict[int, TaskID] = {}
         self._failed: set[str] = set(store.failures)
 
     def __enter__(self) -> Progress:
         self._bar.start()
-        if self._before:
-            self._say(f"{self._before} of {self._total} runs are there already")
         return self
 
     def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
-    def __call__(self, store: Store) -> None:
-        self._done = len(store.rows)
-        self._bar.update(self._all, completed=self._done)
+    def __call__(self, store: Store, tally: Tally) -> None:
+        if tally.done and not self._begun:
+            self._say(f"{tally.done} of {tally.total} runs are there already")
+        self._begun = True
+        self._bar.update(self._all, completed=tally.done, total=tally.total)
         for number in self._each.keys() - store.running.keys():
             self._bar.remove_task(self._each.pop(number))
         for number, cell in store.running.items():
@@ -90,13 +89,13 @@ class Progress:
         for key in store.failures.keys() - self._failed:
             self._say(failed(store.failures[key]))
         self._failed = set(store.failures)
-        self._now_and_then()
+        self._now_and_then(tally)
 
-    def _now_and_then(self) -> None:
+    def _now_and_then(self, tally: Tally) -> None:
         now = time.monotonic()
         if self._bar.disable and now - self._told >= self._pause:
             self._told = now
-            self._say(f"{self._done} of {self._total} runs, {now - self._start:.0f} s")
+            self._say(f"{tally.done} of {tally.total} runs, {now - self._start:.0f} s")
 
     def _say(self, line: str) -> None:
         self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)

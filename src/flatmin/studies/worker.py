@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Protocol
 
-from flatmin.studies.contenders import key_of
+from flatmin.studies.contenders import Tally, key_of
 from flatmin.studies.database import Lost
 from flatmin.studies.owners import Owner
 from flatmin.studies.rows import Row
@@ -38,11 +38,15 @@ class Plan(Protocol):
 
     @property
     def total(self) -> int:
-        """How many cells there will be in all."""
+        """How many cells there will be in all, as far as is known before the first."""
         ...
 
     def plan(self, rows: Mapping[str, Row], given_up: frozenset[str]) -> Iterable[Training]:
         """The cells known by now, in the order to do them, the finished ones among them."""
+        ...
+
+    def tally(self, rows: Mapping[str, Row], given_up: frozenset[str]) -> Tally:
+        """How far it is; nothing is left once each cell of `plan` has its row or is given up."""
         ...
 
 

@@ -22,9 +22,11 @@ def render(outcome: Outcome, summary: Summary) -> str:
     """The report as one HTML document."""
     comparison = outcome.comparison
     said = remarks(comparison, summary)
+    rows = outcome.store.rows
+    tally = comparison.tally(rows, frozenset(outcome.store.failures))
     return pages.page(
         "compare.html",
-        [sheets.of_summary(comparison, summary, said, outcome.store.rows)],
+        [sheets.of_summary(comparison, summary, said, rows, tally)],
         subject=subject(outcome),
         verdict=verdict(summary),
         comparison=comparison,

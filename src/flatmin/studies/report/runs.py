@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from flatmin.studies import archive
+from flatmin.studies import archive, database, files
 from flatmin.studies.archive import Known
+from flatmin.studies.contenders import Tally, key_of
 from flatmin.studies.places import Place
 from flatmin.studies.rows import Row
 from flatmin.studies.store import Failed, Store
@@ -31,6 +33,7 @@ class Record:
         rows: what has been done, by key.
         failures: the runs given up.
         running: how many are at work.
+        asked: what `flatmin run` was given for the recipe; empty for its name.
     """
 
     where: str
@@ -38,12 +41,20 @@ class Record:
     rows: Mapping[str, Row]
     failures: tuple[Failed, ...] = ()
     running: int = 0
+    asked: str = ""
+
+    @cached_property
+    def tally(self) -> Tally:
+        """How far it is."""
+        given_up = frozenset(key_of(failure.training) for failure in self.failures)
+        return self.plan.tally(self.rows, given_up)
 
     @classmethod
     def of(cls, store: Store, plan: Known) -> Record:
         """Of a store as it was last read."""
         failures = tuple(store.failures.values())
-        return cls(str(store.place), plan, store.rows, failures, len(store.running))
+        asked = archive.asked(store.plan)
+        return cls(str(store.place), plan, store.rows, failures, len(store.running), asked)
 
 
 def records(places: Sequence[str]) -> list[Record]:
@@ -66,7 +77,7 @@ def folder(places: Sequence[str]) -> Path:
     if len(places) > 1 or "://" in places[0]:
         return Path()
     given = Path(places[0])
-    return given if given.is_dir() else given.parent
+    return given if files.is_folder(given) else given.parent
 
 
 def _runs(place: str) -> Iterator[str]:
@@ -74,9 +85,9 @@ def _runs(place: str) -> Iterator[str]:
         yield place
         return
     top = Path(place)
-    if top.name in _marks and top.is_file():
+    if top.name in _marks and files.is_file(top):
         top = top.parent
-    if not top.is_dir():
+    if not files.is_folder(top):
         raise InputError(f"there is no folder {place}: give that of a run, or one that holds runs")
     found = sorted(_below(top), key=_naturally)
     if not found:
@@ -86,8 +97,8 @@ def _runs(place: str) -> Iterator[str]:
 
 def _below(top: Path) -> Iterator[Path]:
     """The folders of runs, not looking for runs inside runs."""
-    for folder, inside, files in os.walk(top):
-        if any(mark in files for mark in _marks):
+    for folder, inside, names in os.walk(top):
+        if any(mark in names for mark in _marks):
             inside.clear()
             yield Path(folder)
         inside[:] = [name for name in inside if not name.startswith(".")]
@@ -96,15 +107,22 @@ def _below(top: Path) -> Iterator[Path]:
 def _naturally(path: Path) -> list[tuple[int, str]]:
     """Table 2 before Table 10."""
     words = str(path).replace("/", "-").split("-")
-    return [(int(word), "") if word.isdigit() else (-1, word) for word in words]
+    return [(int(word), "") if word.isdecimal() else (-1, word) for word in words]
 
 
 def _read(path: str) -> Record:
-    folder = Path(path)
-    if "://" not in path and not any((folder / mark).exists() for mark in _marks[:2]):
-        return _exported(folder / "results.json")
-    store = Store.join(Place.of(path), allow_mixed=True)
-    return Record.of(store, archive.restored(store.plan))
+    exported = Path(path) / "results.json"
+    if "://" not in path and not any(files.is_file(Path(path) / mark) for mark in _marks[:2]):
+        return _exported(exported)
+    place = Place.of(path)
+    try:
+        with database.readable(place) as there:
+            store = Store.join(there, allow_mixed=True)
+            return replace(Record.of(store, archive.restored(store.plan)), where=str(place))
+    except InputError:
+        if database.writable(place) or not files.is_file(exported):
+            raise
+        return _exported(exported)
 
 
 def _exported(path: Path) -> Record:
@@ -112,10 +130,11 @@ def _exported(path: Path) -> Record:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         rows = [Row.model_validate(row) for row in content["runs"]]
-        plan = content["plan"]
-    except (OSError, ValueError, ValidationError, KeyError, TypeError):
+        plan, asked = content["plan"], archive.asked(content["plan"])
+    except (OSError, ValueError, ValidationError, KeyError, TypeError, AttributeError):
         raise InputError(
             f"{path} is no file that `flatmin run` or `flatmin compare` has written: remove it, "
             f"or run them again"
         ) from None
-    return Record(str(path.parent), archive.restored(plan), {row.key: row for row in rows})
+    by_key = {row.key: row for row in rows}
+    return Record(str(path.parent), archive.restored(plan), by_key, asked=asked)

@@ -12,6 +12,7 @@ from typing import Any
 from flatmin.studies import beside, recipes, status, summary, text
 from flatmin.studies.beside import Block
 from flatmin.studies.compare import Comparison
+from flatmin.studies.contenders import Tally
 from flatmin.studies.measures import heading
 from flatmin.studies.plans import Plan, merged
 from flatmin.studies.report import figures, tables
@@ -96,11 +97,15 @@ def sheet(record: Record) -> Sheet:
 def _of_comparison(comparison: Comparison, record: Record) -> Sheet:
     found = summary.of_comparison(comparison, record.rows, record.failures)
     remarks = summary.remarks(comparison, found) if found.lines else []
-    return of_summary(comparison, found, _partial(record, comparison.total) + remarks, record.rows)
+    return of_summary(comparison, found, _partial(record) + remarks, record.rows, record.tally)
 
 
 def of_summary(
-    comparison: Comparison, found: Summary, remarks: Iterable[str], rows: Mapping[str, Row]
+    comparison: Comparison,
+    found: Summary,
+    remarks: Iterable[str],
+    rows: Mapping[str, Row],
+    tally: Tally,
 ) -> Sheet:
     """A comparison whose table is made already."""
     layout = Layout(
@@ -123,8 +128,8 @@ def of_summary(
         shows="",
         title=_subject(comparison),
         about="",
-        done=len(rows),
-        total=comparison.total,
+        done=tally.done,
+        total=tally.total,
         verdict=summary.verdict(found) if found.lines else _nothing,
         remarks=tuple(remarks),
         methods=titles,
@@ -183,8 +188,8 @@ def _of_recipe(plan: Plan, record: Record) -> Sheet:
         shows=recipe.shows,
         title=recipe.title.replace(" %", "\u00a0%"),
         about=recipe.about.strip(),
-        done=len(record.rows),
-        total=plan.total,
+        done=record.tally.done,
+        total=record.tally.total,
         verdict=_judge(plan, blocks),
         remarks=tuple(_remarks(plan, record, blocks, paper)),
         methods=methods,
@@ -194,7 +199,7 @@ def _of_recipe(plan: Plan, record: Record) -> Sheet:
         data=figures.data(blocks, axes, methods, recipe.measure, first, full),
         paper=paper,
         tuned=plan.tune is not None,
-        command=shlex.join(["flatmin", "run", recipe.name, "--scale", plan.scale]),
+        command=shlex.join(["flatmin", "run", record.asked or recipe.name, "--scale", plan.scale]),
         settings=[*_settings(plan), *_provenance(record.rows)],
     )
 
@@ -215,7 +220,7 @@ def _source(folder: str) -> str:
 
 
 def _remarks(plan: Plan, record: Record, blocks: Sequence[Block], paper: bool) -> Iterable[str]:
-    yield from _partial(record, plan.total)
+    yield from _partial(record)
     if plan.says:
         yield f"Smaller than full scale: {_sentence(plan.says)}"
     if paper and plan.scale != "full":
@@ -244,10 +249,10 @@ def _remarks(plan: Plan, record: Record, blocks: Sequence[Block], paper: bool) -
         )
 
 
-def _partial(record: Record, total: int) -> list[str]:
-    done = len(record.rows)
-    if done >= total:
+def _partial(record: Record) -> list[str]:
+    if not record.tally.left:
         return []
+    done, total = record.tally.done, record.tally.total
     working = f", {record.running} at work" if record.running else ""
     return [f"Not finished: {done} of {total} runs{working}. The numbers will change."]
 
