@@ -4,7 +4,7 @@
         [--rounds 40] [--threads 2] [--device cpu] [--peers FOLDER] [--markdown FILE] [--json FILE]
 
 The limit of a step is its gradient evaluations plus one base step: the same closures, called as
-often, then the base optimizer. In every round each contender takes one step, in an order drawn
+often, then the base optimizer. In every round each competitor takes one step, in an order drawn
 anew, right beside its limit. The figure is the ratio of the two within the round, as median and
 quartiles over rounds: machines are noisy, ratios within a round are less so.
 
@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from peers import peers_in
-from problems import Contender, Problem
+from problems import Competitor, Problem
 from torch import Tensor, nn
 
 import flatmin
@@ -95,8 +95,8 @@ def resnet20(batch: int = 0) -> Problem:
 PROBLEMS = {f.__name__: f for f in (mlp, transformer, resnet18, resnet20)}
 
 
-def ours(name: str) -> Contender:
-    row = flatmin.methods.table[name]
+def ours(name: str) -> Competitor:
+    row = flatmin.methods.TABLE[name]
 
     def build(problem: Problem, base: torch.optim.Optimizer) -> Callable[[], Any]:
         optimizer = row.build(base, total_steps=1000)
@@ -107,7 +107,7 @@ def ours(name: str) -> Contender:
             return lambda: optimizer.step(primary, auxiliary)
         return lambda: optimizer.step(primary)
 
-    return Contender(name, build, *GRADIENTS[name])
+    return Competitor(name, build, *GRADIENTS[name])
 
 
 GRADIENTS: dict[str, tuple[float, float]] = {
@@ -151,7 +151,7 @@ class Row:
     """One line of the table: the ratio to the limit, and what the optimizer holds between steps."""
 
     problem: str
-    contender: str
+    competitor: str
     median: float
     lower: float
     upper: float
@@ -190,17 +190,17 @@ def _tensors(thing: Any, seen: dict[int, int], depth: int = 0) -> dict[int, int]
     return seen
 
 
-def measure(problem: Problem, contenders: list[Contender], rounds: int, device: str) -> list[Row]:
-    """Interleave all contenders, each beside its limit, and compare within rounds."""
+def measure(problem: Problem, competitors: list[Competitor], rounds: int, device: str) -> list[Row]:
+    """Interleave all competitors, each beside its limit, and compare within rounds."""
     size = sum(p.numel() * p.element_size() for p in problem.model.parameters())
-    steps: list[tuple[Contender, Callable[[], Any], Callable[[], Any], float]] = []
-    for contender in contenders:
+    steps: list[tuple[Competitor, Callable[[], Any], Callable[[], Any], float]] = []
+    for competitor in competitors:
         mine = copy.deepcopy(problem)
         base = torch.optim.SGD(mine.model.parameters(), lr=1e-3, momentum=0.9)
-        step = contender.build(mine, base)
+        step = competitor.build(mine, base)
         other = copy.deepcopy(problem)
         beside = torch.optim.SGD(other.model.parameters(), lr=1e-3, momentum=0.9)
-        bound = limit(other, beside, contender.primary, contender.auxiliary)
+        bound = limit(other, beside, competitor.primary, competitor.auxiliary)
         for _ in range(3):
             step()
             bound()
@@ -216,33 +216,33 @@ def measure(problem: Problem, contenders: list[Contender], rounds: int, device: 
         beyond = {k: v for k, v in held.items() if k not in own | grads | data | buffers}
         # A momentum buffer a parameter is the base optimizer's own, whoever holds it.
         copies = sum(beyond.values()) / size - 1.0
-        steps.append((contender, step, bound, copies))
-    taken: dict[str, list[tuple[float, float]]] = {c.name: [] for c in contenders}
+        steps.append((competitor, step, bound, copies))
+    taken: dict[str, list[tuple[float, float]]] = {c.name: [] for c in competitors}
     gc.collect()
     gc.disable()
     for _ in range(rounds):
-        for contender, step, bound, _ in random.sample(steps, len(steps)):
+        for competitor, step, bound, _ in random.sample(steps, len(steps)):
             pair = [("step", step), ("limit", bound)]
             random.shuffle(pair)
             seconds = {name: _seconds(run, device) for name, run in pair}
-            taken[contender.name].append((seconds["step"], seconds["limit"]))
+            taken[competitor.name].append((seconds["step"], seconds["limit"]))
     gc.enable()
     rows: list[Row] = []
-    for contender, _, _, copies in steps:
-        pairs = taken[contender.name]
+    for competitor, _, _, copies in steps:
+        pairs = taken[competitor.name]
         low, mid, high = statistics.quantiles([a / b for a, b in pairs], n=4)
         least = 1e3 * statistics.median(b for _, b in pairs)
-        rows.append(Row(problem.name, contender.name, mid, low, high, least, copies))
+        rows.append(Row(problem.name, competitor.name, mid, low, high, least, copies))
     return rows
 
 
 def table(rows: list[Row]) -> str:
     lines = [
-        "| model | contender | ratio to limit | quartiles | limit, ms | copies of the weights |",
+        "| model | competitor | ratio to limit | quartiles | limit, ms | copies of the weights |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     lines += [
-        f"| {r.problem} | {r.contender} | {r.median:.3f} | {r.lower:.3f} – {r.upper:.3f} "
+        f"| {r.problem} | {r.competitor} | {r.median:.3f} | {r.lower:.3f} – {r.upper:.3f} "
         f"| {r.limit_ms:.2f} | {r.copies:.1f} |"
         for r in rows
     ]
@@ -263,7 +263,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    contenders = [ours(name) for name in args.methods.split(",") if name] + peers_in(args.peers)
+    competitors = [ours(name) for name in args.methods.split(",") if name] + peers_in(args.peers)
     rows: list[Row] = []
     for name in args.models.split(","):
         problem = PROBLEMS[name](args.batch)
@@ -271,7 +271,7 @@ def main() -> None:
         primary = tuple(t.to(args.device) for t in problem.primary)
         auxiliary = tuple(t.to(args.device) for t in problem.auxiliary)
         problem = Problem(problem.name, problem.model, primary, auxiliary)  # type: ignore[arg-type]
-        rows += measure(problem, contenders, args.rounds, args.device)
+        rows += measure(problem, competitors, args.rounds, args.device)
         print(table([row for row in rows if row.problem == name]), flush=True)
     if args.markdown:
         args.markdown.write_text(table(rows) + "\n")

@@ -1,4 +1,4 @@
-"""The sharpness-aware optimizers of others, as contenders: read where they lie, never copied."""
+"""The sharpness-aware optimizers of others, as competitors: read where they lie, never copied."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import torch
-from problems import Contender, Problem
+from problems import Competitor, Problem
 from torch import Tensor
 from torch.nn import functional
 
@@ -106,12 +106,12 @@ def _composer(module: Any) -> Callable[..., Step]:
     return build
 
 
-def peers_in(folder: Path | None) -> list[Contender]:
+def peers_in(folder: Path | None) -> list[Competitor]:
     """Every peer that is installed, or cloned below `folder`."""
-    found: list[Contender] = []
+    found: list[Competitor] = []
 
     def add(name: str, build: Callable[..., Step]) -> None:
-        found.append(Contender(name, build, 2))
+        found.append(Competitor(name, build, 2))
 
     if (module := _load(folder, "sam", "sam")) is not None:
         add("davda54/sam: SAM", _by_class(module.SAM, rho=0.05))

@@ -38,7 +38,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Contender:
+class Competitor:
     """A way to take one step, and the gradients that it takes on each of the two batches."""
 
     name: str

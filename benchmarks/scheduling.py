@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from trivial import Many, Nothing
 
-from flatmin.studies import processes
-from flatmin.studies.contenders import Tally
-from flatmin.studies.places import Place
-from flatmin.studies.store import Store
+from flatmin.studies.plan.tuning import Progress
+from flatmin.studies.run import processes
+from flatmin.studies.store.location import StudyLocation
+from flatmin.studies.store.store import Store
 
 
 def main() -> None:
@@ -34,10 +34,10 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         name = f"scheduling-{time.time_ns()}"
-        store = Store.open(Place.new(Path(folder), asked.storage, study=name), {"of": name})
+        store = Store.open(StudyLocation.new(Path(folder), asked.storage, study=name), {"of": name})
         seen: list[tuple[float, int]] = []
 
-        def tick(store: Store, _: Tally) -> None:
+        def tick(store: Store, _: Progress) -> None:
             if store.rows:
                 seen.append((time.perf_counter(), len(store.rows)))
 

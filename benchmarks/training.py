@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flatmin.studies import processes
+from flatmin.studies.run import processes
 from flatmin.training import ImageData, Training, models, train
-from flatmin.training.material import Material
-from flatmin.training.parallel import Crew
+from flatmin.training.data.batches import RunData
+from flatmin.training.processes import ProcessGroup
 
 GOALS = {"share of bare passes": 0.9, "data, share of a step": 0.03, "loader, images/s": 200_000}
 """At least, at most, at least."""
@@ -78,7 +78,7 @@ def bare(model: torch.nn.Module, batches: Iterator[tuple[Tensor, Tensor]], steps
         F.cross_entropy(model(x), y).backward()
 
 
-def draw(material: Material, count: int) -> None:
+def draw(material: RunData, count: int) -> None:
     """Batches one after the other, none of which is kept, as in training."""
     for _ in range(count):
         material.primary.next()
@@ -89,7 +89,7 @@ def measured(name: str, batch: int, seconds: float, device: torch.device) -> Res
     training = Training("noise", name, "sgd", epochs=1, batch=batch, augment=True, lr=0.01)
     model = models.build(name, channels=3, size=32, classes=10).to(device)
     model.to(memory_format=torch.channels_last)
-    material = Material(training, images(), Crew(device))
+    material = RunData(training, images(), ProcessGroup(device))
     ready = [material.primary.next() for _ in range(8)]
     batches = ((batch.images, batch.labels) for batch in itertools.cycle(ready))
 
@@ -116,7 +116,7 @@ def measured(name: str, batch: int, seconds: float, device: torch.device) -> Res
 def loader_speed(batch: int, seconds: float, device: torch.device) -> float:
     """Images a second with crop, flip, cutout and normalisation."""
     training = Training("noise", "mlp", "sgd", batch=batch, augment=True, cutout=16)
-    material = Material(training, images(50_000), Crew(device))
+    material = RunData(training, images(50_000), ProcessGroup(device))
     draw(material, 10)
     count, spent = 0, 0.0
     while spent < seconds / 4:
@@ -134,8 +134,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
     wanted = parser.parse_args()
-    if not processes.allocator.keys() <= os.environ.keys():
-        settings = {**processes.allocator, **os.environ}  # they are read when a program starts
+    if not processes.ALLOCATOR.keys() <= os.environ.keys():
+        settings = {**processes.ALLOCATOR, **os.environ}  # they are read when a program starts
         os.execve(sys.executable, [sys.executable, *sys.argv], settings)
     torch.set_num_threads(wanted.threads)
     device = torch.device(wanted.device)

@@ -21,7 +21,7 @@ import flatmin
 
 BATCH = 64
 TRAINED_ON = 1437  # of 1,797 images; the others are the test
-METHODS = [name for name, method in flatmin.methods.table.items() if not method.per_sample]
+METHODS = [name for name, method in flatmin.methods.TABLE.items() if not method.per_sample]
 """All but ESAM, whose closure is of another form."""
 
 

@@ -52,14 +52,14 @@ def media(browser: Any, scheme: str, kind: str = "screen") -> None:
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": kind, "features": features})
 
 
-def drawn(browser: Any, plot: str, sheet: str = ".sheet") -> list[str]:
+def drawn(browser: Any, plot: str, section: str = ".sheet") -> list[str]:
     """The colours of the lines that a plot has drawn, in one part of the page."""
     return browser.execute_script(
         """return [...document.querySelector(arguments[0])
              .querySelectorAll(`${arguments[1]} .scatterlayer .js-line`)]
              .filter(line => line.getTotalLength() > 0 && line.style.strokeWidth !== "0px")
              .map(line => line.style.stroke)""",
-        sheet,
+        section,
         plot,
     )
 

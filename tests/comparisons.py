@@ -7,13 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flatmin.cost import Cost
-from flatmin.studies import compare, source
-from flatmin.studies.compare import Comparison, Outcome
-from flatmin.studies.contenders import key_of
-from flatmin.studies.owners import Owner
-from flatmin.studies.places import Place
-from flatmin.studies.rows import Curves, Row
+from flatmin.engine.cost import Cost
+from flatmin.studies.plan import comparison as comparisons
+from flatmin.studies.plan.comparison import Comparison, Outcome
+from flatmin.studies.store import provenance
+from flatmin.studies.store.location import StudyLocation
+from flatmin.studies.store.owner import ProcessIdentity
+from flatmin.studies.store.row import Curves, Row
 from flatmin.training import Training, load
 
 RATIOS = {"sgd": 1.0, "sam": 2.0, "agnostic-sam": 2.5, "agnostic-sam-previous": 2.0}
@@ -41,7 +41,7 @@ def row(training: Training, accuracy: float, trouble: str | None = None) -> Row:
     share = (ratio > 1) * 100.0
     epochs = range(1, training.epochs + 1)
     return Row(
-        key=key_of(training),
+        key=training.key,
         training=asdict(training),
         accuracy=accuracy,
         curves=Curves(
@@ -58,7 +58,7 @@ def row(training: Training, accuracy: float, trouble: str | None = None) -> Row:
         seconds_per_epoch=0.5,
         trouble=trouble,
         threads=1,
-        versions=source.versions(),
+        versions=provenance.versions(),
     )
 
 
@@ -78,7 +78,7 @@ def outcome(
     seeds = max(len(values) for values in accuracies.values())
     asked = comparison(methods=tuple(accuracies), seeds=seeds, **changed)
     data = load(asked.data)
-    found = compare.begin(asked, data, Place.new(folder))
+    found = comparisons.begin(asked, data, StudyLocation.new(folder))
     store = found.store
     for method, by_rho in (held_out or {}).items():
         for training in asked.tuning(method):
@@ -90,7 +90,7 @@ def outcome(
                 store.add(row(training, value, (troubles or {}).get((method, training.seed))))
             reason = (failures or {}).get((method, training.seed))
             if reason is not None:
-                claim = store.claim(training, Owner.here())
+                claim = store.claim(training, ProcessIdentity.here())
                 assert claim is not None
                 claim.fail(reason, "")
     store.refresh()

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from flatmin.training.wnids import wnids
+from flatmin.training.data.wnids import WNIDS
 
 Files = Mapping[str, bytes]
 """Contents by path."""
@@ -226,7 +226,7 @@ def country211() -> Files:
 
 def imagenet() -> Files:
     """Two classes: a .tar of .tars to train on, flat images to test on, answers in the devkit."""
-    used = (wnids[7], wnids[3])
+    used = (WNIDS[7], WNIDS[3])
     synsets = np.array(
         [[(1, used[0]), (2, used[1]), (3, "n00001740")]],
         dtype=[("ILSVRC2012_ID", object), ("WNID", object)],
@@ -253,7 +253,7 @@ def imagenet_folders() -> Files:
     return {
         f"{part}/{wnid}/{i}.JPEG": picture(first + 10 * k + i, kind="JPEG")
         for part, first in (("train", 10), ("val", 50))
-        for k, wnid in enumerate((wnids[3], wnids[7]))
+        for k, wnid in enumerate((WNIDS[3], WNIDS[7]))
         for i in range(2)
     }
 
@@ -360,18 +360,18 @@ sets: Mapping[str, tuple[str, Callable[[], Files], Expected]] = {
         "imagenet",
         imagenet,
         (
-            wnids,
-            [(20, wnids[3]), (21, wnids[3]), (10, wnids[7]), (11, wnids[7])],
-            [(51, wnids[3]), (52, wnids[7]), (53, wnids[7])],
+            WNIDS,
+            [(20, WNIDS[3]), (21, WNIDS[3]), (10, WNIDS[7]), (11, WNIDS[7])],
+            [(51, WNIDS[3]), (52, WNIDS[7]), (53, WNIDS[7])],
         ),
     ),
     "imagenet-folders": (
         "imagenet",
         imagenet_folders,
         (
-            wnids,
-            [(10, wnids[3]), (11, wnids[3]), (20, wnids[7]), (21, wnids[7])],
-            [(50, wnids[3]), (51, wnids[3]), (60, wnids[7]), (61, wnids[7])],
+            WNIDS,
+            [(10, WNIDS[3]), (11, WNIDS[3]), (20, WNIDS[7]), (21, WNIDS[7])],
+            [(50, WNIDS[3]), (51, WNIDS[3]), (60, WNIDS[7]), (61, WNIDS[7])],
         ),
     ),
     "omniglot": (

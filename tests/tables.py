@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 import flatmin
 from flatmin import methods
 
-METHODS = list(methods.table)
+METHODS = list(methods.TABLE)
 LOOKING = [name for name in METHODS if name != "sgd"]
 BASES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-3),
@@ -58,7 +58,7 @@ class Trainer:
         **options: Any,
     ) -> None:
         torch.manual_seed(seed)
-        self.method = methods.table[method]
+        self.method = methods.TABLE[method]
         self.model = network(dtype)
         self.dtype = dtype
         params: Any = list(self.model.parameters())

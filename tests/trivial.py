@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from flatmin.cost import Cost
-from flatmin.studies import source
-from flatmin.studies.contenders import Tally, key_of
-from flatmin.studies.rows import Curves, Row
+from flatmin.engine.cost import Cost
+from flatmin.studies.plan.tuning import Progress
+from flatmin.studies.store import provenance
+from flatmin.studies.store.row import Curves, Row
 from flatmin.training import Epoch, Training
 from flatmin.training.loop import Watch
 
@@ -31,8 +31,8 @@ class Many:
     def plan(self, rows: Mapping[str, Row], given_up: frozenset[str]) -> Iterator[Training]:
         return (cell(seed) for seed in range(self.total))
 
-    def tally(self, rows: Mapping[str, Row], given_up: frozenset[str]) -> Tally:
-        return Tally(len(rows), len(given_up), self.total - len(rows) - len(given_up))
+    def progress(self, rows: Mapping[str, Row], given_up: frozenset[str]) -> Progress:
+        return Progress(len(rows), len(given_up), self.total - len(rows) - len(given_up))
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def row(training: Training) -> Row:
     """A row whose accuracy is the cell's seed, modulo 100."""
     one = [1.0]
     return Row(
-        key=key_of(training),
+        key=training.key,
         training=asdict(training),
         accuracy=float(training.seed % 100),
         curves=Curves(loss=one, train_accuracy=one, accuracy=one, passes=one, seconds=one),
@@ -122,5 +122,5 @@ def row(training: Training) -> Row:
         seconds_per_epoch=1.0,
         trouble=None,
         threads=1,
-        versions=source.versions(),
+        versions=provenance.versions(),
     )

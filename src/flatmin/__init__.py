@@ -1,7 +1,7 @@
 """flatmin: sharpness-aware optimizers that find flat minima, for any torch.optim base optimizer."""
 
 from flatmin import amp, descent, direction, geometry, methods, policy, selection
-from flatmin.cost import Cost
+from flatmin.engine.cost import Cost
 from flatmin.methods import (
     AESAM,
     ASAM,

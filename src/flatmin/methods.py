@@ -17,7 +17,6 @@ from typing import Any, Literal
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
-from flatmin import check
 from flatmin.descent import Lookbehind, Reuse, SurrogateGap
 from flatmin.direction import (
     Agnostic,
@@ -28,6 +27,7 @@ from flatmin.direction import (
     OtherBatch,
     Suppressed,
 )
+from flatmin.engine import check
 from flatmin.geometry import Adaptive, Fisher, RandomSubset
 from flatmin.optimizer import Options, SharpnessAware
 from flatmin.policy import Bernoulli, EveryK, LargeGradient
@@ -419,14 +419,14 @@ _ROWS = (
     ),
 )
 
-table: Mapping[str, Method] = MappingProxyType({row.name: row for row in _ROWS})
+TABLE: Mapping[str, Method] = MappingProxyType({row.name: row for row in _ROWS})
 """Every method by its command-line name, the base optimizer (`sgd`) first."""
 
 
 def find(name: str) -> Method:
     """The method called `name`; raises ValueError offering the nearest names if there is none."""
-    if name in table:
-        return table[name]
-    near = difflib.get_close_matches(name, table, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(table)}"
+    if name in TABLE:
+        return TABLE[name]
+    near = difflib.get_close_matches(name, TABLE, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(TABLE)}"
     raise ValueError(f"unknown method {name!r}: {hint}")

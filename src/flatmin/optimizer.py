@@ -11,24 +11,24 @@ from typing import Any, Literal, TypeAlias, TypedDict
 import torch
 from torch import Tensor, nn
 
-from flatmin import check
-from flatmin.cost import Cost
 from flatmin.descent import Descent, Plain
 from flatmin.direction import Ascent, Direction
-from flatmin.distributed import Ascent as AscentMode
-from flatmin.distributed import Ranks
+from flatmin.engine import check
+from flatmin.engine.cost import Cost
+from flatmin.engine.distributed import Ascent as AscentMode
+from flatmin.engine.distributed import Ranks
+from flatmin.engine.masters import Masters
+from flatmin.engine.memory import KEY, Memory
+from flatmin.engine.model_state import Surroundings
+from flatmin.engine.passes import Passes, advance
+from flatmin.engine.probe import NotFinite, Pass, PassGenerator, Probe, run_passes
+from flatmin.engine.space import Space
+from flatmin.engine.vec import TINY, ZERO, Vector
+from flatmin.engine.walk import Walk
+from flatmin.engine.wrapper import Wrapper, check_base, check_radius
 from flatmin.geometry import Euclidean, Geometry
-from flatmin.masters import Masters
-from flatmin.memory import KEY, Memory
-from flatmin.normalization import Surroundings
-from flatmin.passes import Passes, advance
 from flatmin.policy import Always, Policy
-from flatmin.probe import Looks, NotFinite, Pass, Probe, settle
 from flatmin.selection import Selection, WholeBatch
-from flatmin.space import Space
-from flatmin.vec import TINY, ZERO, Vector
-from flatmin.walk import Walk
-from flatmin.wrapper import Wrapper, check_base, check_radius
 
 Closure: TypeAlias = Callable[..., Any]
 NonFinite: TypeAlias = Literal["skip", "raise", "ignore"]
@@ -216,10 +216,9 @@ class SharpnessAware(Wrapper):
             print(passes.loss)
 
         Each `p` says which batch to evaluate, whether the weights are perturbed, whether to
-        communicate, and whether it is the last; see `flatmin.passes.Turn`. Gradients are cleared
-        and
-        weights moved between passes. A pass left out or repeated raises RuntimeError, and takes the
-        weights back.
+        communicate, and whether it is the last; see `flatmin.engine.passes.Turn`. Gradients are
+        cleared and weights moved between passes. A pass left out or repeated raises RuntimeError,
+        and takes the weights back.
         """
         self._finish_before()
         begun = Passes(self._run(), self._ranks)
@@ -252,13 +251,13 @@ class SharpnessAware(Wrapper):
 
     @property
     def evaluated(self) -> list[Tensor]:
-        """The parameters as the model holds them; with masters, their faces."""
+        """The parameters as the model holds them; with masters, the rounded copies of them."""
         params: list[Tensor] = [p for group in self.param_groups for p in group["params"]]
-        return [self._masters.faces.get(p, p) for p in params] if self._masters else params
+        return [self._masters.evaluated.get(p, p) for p in params] if self._masters else params
 
     # One step.
 
-    def _run(self) -> Looks[Tensor | None]:
+    def _run(self) -> PassGenerator[Tensor | None]:
         """The step as a sequence of passes; it keeps every promise whatever a pass does."""
         walk = self._walk_now()
         at = self._probe(walk)
@@ -270,7 +269,9 @@ class SharpnessAware(Wrapper):
             at.grad = yield from at.first(foreseen)
             perturbed = (reaches and self.policy.perturbs(at)) if foreseen is None else foreseen
             gradients = (
-                (yield from self._look_around(at, walk)) if perturbed else self._stay(at, foreseen)
+                (yield from self._look_around(at, walk))
+                if perturbed
+                else self._unperturbed(at, foreseen)
             )
             gradients = [self._clipped(at, gradient) for gradient in gradients]
             at.finish()
@@ -287,11 +288,11 @@ class SharpnessAware(Wrapper):
         self._descend(at, walk, gradients, perturbed)
         return at.loss
 
-    def _look_around(self, at: Probe, walk: Walk) -> Looks[list[Vector]]:
+    def _look_around(self, at: Probe, walk: Walk) -> PassGenerator[list[Vector]]:
         """The perturbed pass, and what the descent makes of it."""
-        eps = yield from settle(self.direction.displacement(at))
-        chosen = yield from settle(self.selection.choose(at, eps))
-        at.stand(eps)
+        eps = yield from run_passes(self.direction.displacement(at))
+        chosen = yield from run_passes(self.selection.choose(at, eps))
+        at.move_to(eps)
         self._warn_if_standing_still(walk)
         if self.descent.looks_back:
             at.agree_on_gradient()
@@ -300,7 +301,7 @@ class SharpnessAware(Wrapper):
         last = not self.descent.further_passes
         seen = yield from at.primary(eps, chosen, last=last)
         self.direction.learn(at, seen)
-        gradients = yield from settle(self.descent.after(at, seen, eps))
+        gradients = yield from run_passes(self.descent.after(at, seen, eps))
         at.travelled = walk.distance() if self.measure_radius else 0.0
         return gradients
 
@@ -308,7 +309,7 @@ class SharpnessAware(Wrapper):
     def _looks_for_inf(self) -> bool:
         return self.nonfinite != "ignore" or self._unscale is not None
 
-    def _stay(self, at: Probe, foreseen: bool | None) -> list[Vector]:
+    def _unperturbed(self, at: Probe, foreseen: bool | None) -> list[Vector]:
         """The gradients of a step that looks nowhere."""
         if foreseen is None:
             at.agree_on_gradient()
@@ -334,7 +335,7 @@ class SharpnessAware(Wrapper):
             self.base.step()
         if perturbed:
             walk.pull(self.descent.share)
-        walk.space.show()
+        walk.space.write_evaluated()
         at.settle_accounts(perturbed=perturbed)
         if self._masters:
             self._masters.store(self.state)
@@ -424,8 +425,8 @@ class SharpnessAware(Wrapper):
         groups = [[p for p in g["params"] if p.requires_grad] for g in self.param_groups]
         known = self._walk
         if known is None or not known.fits(groups):
-            faces = self._masters.faces if self._masters else None
-            self._walk = known = Walk(Space(groups, faces))
+            evaluated = self._masters.evaluated if self._masters else None
+            self._walk = known = Walk(Space(groups, evaluated))
             self._memory = Memory(self.base, known.space)
         known.begin()
         return known
@@ -489,8 +490,8 @@ class SharpnessAware(Wrapper):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear all gradients, of masters and of what the model evaluates."""
         super().zero_grad(set_to_none)
-        for face in self._masters.faces.values() if self._masters else ():
-            face.grad = None
+        for rounded in self._masters.evaluated.values() if self._masters else ():
+            rounded.grad = None
 
     def _numbers_at_start(self) -> dict[str, float]:
         return {**super()._numbers_at_start(), **self.policy.memory}

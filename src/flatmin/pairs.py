@@ -19,7 +19,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from flatmin import check
+from flatmin.engine import check
 
 
 def paired(loader: DataLoader[Any], fraction: float = 0.25, *, seed: int = 0) -> PairedLoader:

@@ -1,4 +1,4 @@
-"""What the scripts of this folder share. `tests/test_distributed.py` launches them by torchrun.
+"""What the scripts of this folder share. `engine/test_distributed.py` launches them by torchrun.
 
 A script runs on every rank and writes what it found to `<script>-<rank>.json`; the tests judge it.
 """
@@ -101,7 +101,7 @@ class Worker:
         know_model: bool = True,
         **options: Any,
     ) -> None:
-        self.method = methods.table[method]
+        self.method = methods.TABLE[method]
         self.dtype = dtype
         self.whole = wrapping == "alone"
         self.model = WRAPPINGS[wrapping](build(dtype))

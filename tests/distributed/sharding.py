@@ -124,7 +124,7 @@ def beside_plain(model: Network) -> bool:
 
 class Trainer:
     def __init__(self, method: str, wrap: Wrap | None, *, know_model: bool = True, **options: Any):
-        self.method = methods.table[method]
+        self.method = methods.TABLE[method]
         self.model = network()
         self.whole = wrap(self.model) if wrap else True
         self.shares = getattr(self.model, "data_ranks", dist.get_world_size())

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.functional import cross_entropy
 
-import flatmin.distributed
+import flatmin.engine.distributed
 from distributed.common import SOME, Findings, Worker, full, main, ranks_agree, sharded, small
 from flatmin import amp
 
@@ -200,7 +200,7 @@ def failing(
     def break_down(batch: str, call: int) -> None:
         if RANK == 1 and call == at:
             if hangs:
-                time.sleep(PATIENCE + 3 * flatmin.distributed.PATIENCE.total_seconds())
+                time.sleep(PATIENCE + 3 * flatmin.engine.distributed.PATIENCE.total_seconds())
             raise Broken("the data of this rank are gone")
 
     if after_backward:
@@ -334,7 +334,7 @@ def scenarios(found: Findings, folder: Path) -> None:
     for key, attempt in REFUSED.items():
         found.note(f"refused, {key}", refused, attempt)
 
-    flatmin.distributed.PATIENCE = timedelta(seconds=0.5)
+    flatmin.engine.distributed.PATIENCE = timedelta(seconds=0.5)
     store = dist.distributed_c10d._get_default_store()
     for i, (key, scenario) in enumerate(FAILURES.items()):
         again(store, str(i))

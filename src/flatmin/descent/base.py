@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flatmin.probe import Answer, Probe
-    from flatmin.vec import Vector
+    from flatmin.engine.probe import Probe, Result
+    from flatmin.engine.vec import Vector
 
 
 class Descent:
@@ -35,7 +35,7 @@ class Descent:
         """The share of the way, from where the weights were to where the base steps led, to go."""
         return 1.0
 
-    def after(self, at: Probe, seen: Vector, eps: Vector) -> Answer[list[Vector]]:
+    def after(self, at: Probe, seen: Vector, eps: Vector) -> Result[list[Vector]]:
         """The gradients to descend, of a step that saw `seen` at `w + eps`."""
         raise NotImplementedError
 

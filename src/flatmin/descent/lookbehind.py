@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flatmin import check
 from flatmin.descent.base import Descent
+from flatmin.engine import check
 
 if TYPE_CHECKING:
-    from flatmin.probe import Looks, Probe
-    from flatmin.vec import Vector
+    from flatmin.engine.probe import PassGenerator, Probe
+    from flatmin.engine.vec import Vector
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Lookbehind(Descent):
     def share(self) -> float:
         return self.alpha
 
-    def after(self, at: Probe, seen: Vector, eps: Vector) -> Looks[list[Vector]]:
+    def after(self, at: Probe, seen: Vector, eps: Vector) -> PassGenerator[list[Vector]]:
         gradients = [seen]
         for left in reversed(range(self.k - 1)):
             eps = eps + at.climb(gradients[-1])

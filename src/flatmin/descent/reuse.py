@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flatmin import check
 from flatmin.descent.base import Descent
-from flatmin.vec import TINY
+from flatmin.engine import check
+from flatmin.engine.vec import TINY
 
 if TYPE_CHECKING:
-    from flatmin.probe import Probe
-    from flatmin.vec import Vector
+    from flatmin.engine.probe import Probe
+    from flatmin.engine.vec import Vector
 
 
 @dataclass(frozen=True)

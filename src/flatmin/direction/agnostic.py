@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from flatmin import check
 from flatmin.direction.base import Direction
-from flatmin.vec import ZERO
+from flatmin.engine import check
+from flatmin.engine.vec import ZERO
 
 if TYPE_CHECKING:
-    from flatmin.probe import Looks, Probe
-    from flatmin.vec import Vector
+    from flatmin.engine.probe import PassGenerator, Probe
+    from flatmin.engine.vec import Vector
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Agnostic(Direction):
         rho1 = self.ratio * rho if self.rho1 is None else self.rho1
         return max(rho1, rho if self.rho2 is None else self.rho2)
 
-    def displacement(self, at: Probe) -> Looks[Vector]:
+    def displacement(self, at: Probe) -> PassGenerator[Vector]:
         if self.auxiliary == "batch":
             eps_v = at.climb((yield from at.auxiliary()), self.rho2)
             v = self._remember(at, (yield from at.auxiliary(eps_v)))

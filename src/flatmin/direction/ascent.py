@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from flatmin.direction.base import Direction
 
 if TYPE_CHECKING:
-    from flatmin.probe import Probe
-    from flatmin.vec import Vector
+    from flatmin.engine.probe import Probe
+    from flatmin.engine.vec import Vector
 
 
 @dataclass(frozen=True)

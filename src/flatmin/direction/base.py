@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flatmin.probe import Answer, Probe
-    from flatmin.vec import Vector
+    from flatmin.engine.probe import Probe, Result
+    from flatmin.engine.vec import Vector
 
 
 class Direction:
@@ -30,7 +30,7 @@ class Direction:
         """The largest radius in a parameter group with `rho`; at 0 nothing is perturbed."""
         return rho
 
-    def displacement(self, at: Probe) -> Answer[Vector]:
+    def displacement(self, at: Probe) -> Result[Vector]:
         """The perturbation `eps`, or the looks that end in it (`g = yield from at.auxiliary()`)."""
         raise NotImplementedError
 

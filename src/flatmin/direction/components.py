@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from flatmin.direction.base import Direction
 
 if TYPE_CHECKING:
-    from flatmin.probe import Looks, Probe
-    from flatmin.vec import Vector
+    from flatmin.engine.probe import PassGenerator, Probe
+    from flatmin.engine.vec import Vector
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class FullComponent(Direction):
     def auxiliary_passes(self) -> int:
         return 1
 
-    def displacement(self, at: Probe) -> Looks[Vector]:
+    def displacement(self, at: Probe) -> PassGenerator[Vector]:
         full = yield from at.auxiliary()
         return at.climb(at.cosine(full, at.grad) * full)
 
@@ -50,6 +50,6 @@ class NoiseComponent(Direction):
     def auxiliary_passes(self) -> int:
         return 1
 
-    def displacement(self, at: Probe) -> Looks[Vector]:
+    def displacement(self, at: Probe) -> PassGenerator[Vector]:
         full = yield from at.auxiliary()
         return at.climb(at.grad - at.cosine(full, at.grad) * full)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from flatmin import check
 from flatmin.direction.base import Direction
-from flatmin.vec import ZERO
+from flatmin.engine import check
+from flatmin.engine.vec import ZERO
 
 if TYPE_CHECKING:
-    from flatmin.probe import Probe
-    from flatmin.vec import Vector
+    from flatmin.engine.probe import Probe
+    from flatmin.engine.vec import Vector
 
 
 @dataclass(frozen=True)

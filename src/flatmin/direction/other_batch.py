@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from flatmin.direction.base import Direction
 
 if TYPE_CHECKING:
-    from flatmin.probe import Looks, Probe
-    from flatmin.vec import Vector
+    from flatmin.engine.probe import PassGenerator, Probe
+    from flatmin.engine.vec import Vector
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,6 @@ class OtherBatch(Direction):
     def auxiliary_passes(self) -> int:
         return 1
 
-    def displacement(self, at: Probe) -> Looks[Vector]:
+    def displacement(self, at: Probe) -> PassGenerator[Vector]:
         at.norm(at.grad)  # which ends the step if it is not finite; nothing else is made of it
         return at.climb((yield from at.auxiliary()))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flatmin import check
 from flatmin.direction.base import Direction
+from flatmin.engine import check
 
 if TYPE_CHECKING:
-    from flatmin.probe import Probe
-    from flatmin.vec import Vector
+    from flatmin.engine.probe import Probe
+    from flatmin.engine.vec import Vector
 
 
 @dataclass(frozen=True)

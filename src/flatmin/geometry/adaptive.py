@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flatmin import check
+from flatmin.engine import check
 from flatmin.geometry.base import Geometry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flatmin.probe import Probe
+    from flatmin.engine.probe import Probe
 
 
 @dataclass(frozen=True)

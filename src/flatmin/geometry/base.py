@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flatmin.probe import Probe
+    from flatmin.engine.probe import Probe
 
 
 class Geometry:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flatmin.geometry.base import Geometry
 
 if TYPE_CHECKING:
-    from flatmin.probe import Probe
+    from flatmin.engine.probe import Probe
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from flatmin import amp
-from flatmin.distributed import Ranks
+from flatmin.engine.distributed import Ranks
 from flatmin.optimizer import SharpnessAware
 
 

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback
 
 import flatmin
-from flatmin import check, methods
+from flatmin import methods
+from flatmin.engine import check
 from flatmin.integrations import before_descent, join, stepped
 from flatmin.optimizer import SharpnessAware
 
@@ -96,7 +97,7 @@ class SharpnessAwareTrainer(Trainer):
             raise ValueError(
                 "an optimizer and a method were given: leave out one of them"
                 if given
-                else "which method? Write method='sam' (flatmin.methods.table lists them), or hand "
+                else "which method? Write method='sam' (flatmin.methods.TABLE lists them), or hand "
                 "over optimizers=(flatmin.SAM(base), None)"
             )
         if given:

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from flatmin.probe import Probe
+    from flatmin.engine.probe import Probe
 
 
 class Policy:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flatmin import check
+from flatmin.engine import check
 from flatmin.policy.base import Policy
 
 if TYPE_CHECKING:
-    from flatmin.probe import Probe
+    from flatmin.engine.probe import Probe
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
-from flatmin import check
+from flatmin.engine import check
 from flatmin.policy.base import Policy
 
 if TYPE_CHECKING:
-    from flatmin.probe import Probe
+    from flatmin.engine.probe import Probe
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flatmin.probe import Answer, Probe
-    from flatmin.vec import Vector
+    from flatmin.engine.probe import Probe, Result
+    from flatmin.engine.vec import Vector
 
 
 class Selection:
@@ -24,6 +24,6 @@ class Selection:
         """The share of the batch that the perturbed pass differentiates, in (0, 1]."""
         return 1.0
 
-    def choose(self, at: Probe, eps: Vector) -> Answer[Tensor | None]:
+    def choose(self, at: Probe, eps: Vector) -> Result[Tensor | None]:
         """The indices of the chosen samples, given the perturbation; None for all."""
         raise NotImplementedError

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flatmin import check
+from flatmin.engine import check
 from flatmin.selection.base import Selection
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flatmin.probe import Looks, Probe
-    from flatmin.vec import Vector
+    from flatmin.engine.probe import PassGenerator, Probe
+    from flatmin.engine.vec import Vector
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class LossRise(Selection):
     def share(self) -> float:
         return self.gamma
 
-    def choose(self, at: Probe, eps: Vector) -> Looks[Tensor | None]:
+    def choose(self, at: Probe, eps: Vector) -> PassGenerator[Tensor | None]:
         before = at.losses
         assert before is not None  # the optimizer has seen to it
         if self.gamma == 1.0:

@@ -1,54 +1,60 @@
-"""Base optimizers by name: `bases.build(model.parameters(), training)`."""
+"""Base optimizers by name: `bases.build("sgd", model.parameters(), lr=0.1, momentum=0.9)`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-if TYPE_CHECKING:
-    from flatmin.training.settings import Training
-
-Base = Callable[[Iterable[Parameter], "Training"], Optimizer]
+Base = Callable[[Iterable[Parameter], float, float, float], Optimizer]
+"""From (parameters, lr, momentum, weight decay)."""
 
 
-def build(parameters: Iterable[Parameter], training: Training) -> Optimizer:
-    """The base optimizer that `training` names, with its hyperparameters."""
-    return table[training.base](parameters, training)
+def build(
+    name: str,
+    parameters: Iterable[Parameter],
+    *,
+    lr: float,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+) -> Optimizer:
+    """The base optimizer called `name` in `TABLE`."""
+    return TABLE[name](parameters, lr, momentum, weight_decay)
 
 
-def sgd(parameters: Iterable[Parameter], training: Training, nesterov: bool = False) -> Optimizer:
+def sgd(
+    parameters: Iterable[Parameter],
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool = False,
+) -> Optimizer:
     """Stochastic gradient descent with momentum; the weight decay is added to the gradient."""
-    return torch.optim.SGD(
-        parameters,
-        training.lr,
-        training.momentum,
-        weight_decay=training.weight_decay,
-        nesterov=nesterov,
-    )
+    return torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=nesterov)
 
 
-def nesterov(parameters: Iterable[Parameter], training: Training) -> Optimizer:
+def nesterov(
+    parameters: Iterable[Parameter], lr: float, momentum: float, weight_decay: float
+) -> Optimizer:
     """SGD with Nesterov's momentum."""
-    return sgd(parameters, training, nesterov=True)
+    return sgd(parameters, lr, momentum, weight_decay, nesterov=True)
 
 
-def adam(parameters: Iterable[Parameter], training: Training) -> Optimizer:
+def adam(
+    parameters: Iterable[Parameter], lr: float, momentum: float, weight_decay: float
+) -> Optimizer:
     """Adam with the betas `momentum` and 0.999; the weight decay is added to the gradient."""
-    return torch.optim.Adam(
-        parameters, training.lr, (training.momentum, 0.999), weight_decay=training.weight_decay
-    )
+    return torch.optim.Adam(parameters, lr, (momentum, 0.999), weight_decay=weight_decay)
 
 
-def adamw(parameters: Iterable[Parameter], training: Training) -> Optimizer:
+def adamw(
+    parameters: Iterable[Parameter], lr: float, momentum: float, weight_decay: float
+) -> Optimizer:
     """AdamW with the betas `momentum` and 0.999; the weight decay acts on the weights."""
-    return torch.optim.AdamW(
-        parameters, training.lr, (training.momentum, 0.999), weight_decay=training.weight_decay
-    )
+    return torch.optim.AdamW(parameters, lr, (momentum, 0.999), weight_decay=weight_decay)
 
 
-table: Mapping[str, Base] = {"sgd": sgd, "nesterov": nesterov, "adam": adam, "adamw": adamw}
+TABLE: Mapping[str, Base] = {"sgd": sgd, "nesterov": nesterov, "adam": adam, "adamw": adamw}
 """Every base optimizer by its name in a recipe."""

@@ -26,10 +26,10 @@ from flatmin.training.errors import InputError
 
 FORMAT = "flatmin-checkpoint-2"
 
-kept = 2
+KEPT = 2
 """How many checkpoints of a run there are at most."""
 
-abandoned = 600
+ABANDONED_SECONDS = 600
 """Seconds after which an unfinished file counts as left behind by a process that was killed."""
 
 
@@ -37,7 +37,7 @@ class Damaged(Exception):
     """A checkpoint is not what was written."""
 
 
-class Place(Protocol):
+class CheckpointLocation(Protocol):
     """A folder, wherever it is. Every method raises OSError where it fails."""
 
     def names(self) -> list[str]:
@@ -78,7 +78,7 @@ class Checkpoints:
         """
         try:
             self._place.write(_name(epoch), packed(state, self._key))
-            for old in sorted(number for number in self._epochs() if number <= epoch)[:-kept]:
+            for old in sorted(number for number in self._epochs() if number <= epoch)[:-KEPT]:
                 self._place.delete(_name(old))
         except OSError as error:
             raise InputError(
@@ -163,7 +163,7 @@ def _checksum(key: str, content: bytes) -> str:
     return digest.hexdigest()
 
 
-def place(where: str | Path) -> Place:
+def place(where: str | Path) -> CheckpointLocation:
     """The folder that a path or a URL names."""
     url = str(where)
     if url.startswith("file://"):
@@ -196,7 +196,7 @@ class _Local:
             unfinished.unlink(missing_ok=True)
             raise
         _remember_names(self._folder)
-        self._tidy((self._folder / name).stat().st_mtime - abandoned)
+        self._tidy((self._folder / name).stat().st_mtime - ABANDONED_SECONDS)
 
     def _tidy(self, before: float) -> None:
         """Remove unfinished files that nobody has written to since."""

@@ -25,15 +25,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flatmin import methods
-from flatmin.cost import Cost
-from flatmin.training import bases, examine, models, schedules
+from flatmin.engine.cost import Cost
+from flatmin.training import bases, evaluation, models, schedules
 from flatmin.training.checkpoints import Checkpoints
-from flatmin.training.data import ImageData, load
-from flatmin.training.material import Batch, Material, Set
-from flatmin.training.observe import Answers, Recorder
-from flatmin.training.parallel import Crew, Parallel
+from flatmin.training.data.batches import Batch, ImageSet, RunData
+from flatmin.training.data.images import ImageData, load
+from flatmin.training.processes import Parallel, ProcessGroup
+from flatmin.training.recorder import EpochSummary, Recorder
+from flatmin.training.resume import Session
 from flatmin.training.seeds import derive
-from flatmin.training.session import Session
 from flatmin.training.settings import Training
 
 
@@ -133,14 +133,14 @@ def train(
     Raises InputError where something of `training` does not exist or does not fit.
     """
     data = data or load(training.data, limit=training.limit, size=training.size)
-    crew = Crew.here(device, parallel)
+    group = ProcessGroup.here(device, parallel)
     saved = None
     if checkpoints is not None:
         saved = Checkpoints(checkpoints, f"{training.key}-{data.fingerprint()}")
-    own = [crew.device] if crew.device.type == "cuda" else []
+    own = [group.device] if group.device.type == "cuda" else []
     with torch.random.fork_rng(own):  # the caller's random numbers go on as if nothing were
         torch.manual_seed(derive(training.seed, "weights"))
-        return _train(training, data, watch, saved, crew)
+        return _train(training, data, watch, saved, group)
 
 
 def _train(
@@ -148,29 +148,35 @@ def _train(
     data: ImageData,
     watch: Watch | None,
     checkpoints: Checkpoints | None,
-    crew: Crew,
+    group: ProcessGroup,
 ) -> Run:
     method = methods.find(training.method)
-    material = Material(training, data, crew)
-    auxiliary = material.auxiliary() if method.auxiliary else None
-    further = {name: examine.find(name, data, material) for name in training.examine}
+    run_data = RunData(training, data, group)
+    auxiliary = run_data.auxiliary() if method.auxiliary else None
+    further = {name: evaluation.find(name, data, run_data) for name in training.examine}
     model = models.build(
         training.model,
         channels=data.channels,
-        size=material.size,
+        size=run_data.size,
         classes=len(data.classes),
         width=training.width,
         pretrained=training.pretrained,
     )
     # the memory order in which a CPU convolves a third faster; FSDP2 knows but the other one
-    order = torch.contiguous_format if crew.sharded else torch.channels_last
-    model.to(crew.device, memory_format=order)  # pyright: ignore[reportCallIssue]
-    model = crew.wrap(model)
-    if not crew.leads:  # random layers draw for each share by themselves
-        torch.manual_seed(derive(training.seed, f"random layers of rank {crew.rank}"))
-    total_steps = training.epochs * material.steps
+    order = torch.contiguous_format if group.sharded else torch.channels_last
+    model.to(group.device, memory_format=order)  # pyright: ignore[reportCallIssue]
+    model = group.wrap(model)
+    if not group.leads:  # random layers draw for each share by themselves
+        torch.manual_seed(derive(training.seed, f"random layers of rank {group.rank}"))
+    total_steps = training.epochs * run_data.steps
     optimizer = method.build(
-        bases.build(model.parameters(), training),
+        bases.build(
+            training.base,
+            model.parameters(),
+            lr=training.lr,
+            momentum=training.momentum,
+            weight_decay=training.weight_decay,
+        ),
         training.rho,
         total_steps=total_steps,
         seed=training.seed,
@@ -179,18 +185,25 @@ def _train(
         max_norm=training.max_norm,
         measure_radius=True,
     )
-    schedule = schedules.build(optimizer, training, total_steps)
-    streams = (material.primary, auxiliary) if auxiliary else (material.primary,)
-    recorder = Recorder(training.observe, model, crew)
+    schedule = schedules.build(
+        training.schedule,
+        optimizer,
+        total_steps,
+        warmup_steps=round(training.warmup * total_steps / training.epochs),
+        milestones=training.milestones,
+        gamma=training.gamma,
+    )
+    streams = (run_data.primary, auxiliary) if auxiliary else (run_data.primary,)
+    recorder = Recorder(training.observe, model, group)
     recorder.require(per_sample=method.per_sample)
     scores = partial(_scores, model, narrow=training.precision == "bfloat16")
 
     def losses_on(batch: Batch, chosen: Tensor | None = None) -> Tensor:
         batch = batch.at(chosen)
-        answers = scores(batch.images)
-        tally.see(answers, batch)
+        outputs = scores(batch.images)
+        metrics.see(outputs, batch)
         return F.cross_entropy(
-            answers, batch.labels, reduction="none", label_smoothing=training.label_smoothing
+            outputs, batch.labels, reduction="none", label_smoothing=training.label_smoothing
         )
 
     def loss_on(batch: Batch) -> Tensor:
@@ -200,20 +213,20 @@ def _train(
         return loss
 
     def loss_in_parts(batch: Batch) -> Tensor:
-        total = torch.zeros((), device=crew.device)
-        for part in batch.parts(training.batch // crew.world):
+        total = torch.zeros((), device=group.device)
+        for part in batch.parts(training.batch // group.world):
             loss = losses_on(part).mean() * (len(part) / len(batch))
             loss.backward()
             total += loss.detach()
         return total
 
-    session = Session(checkpoints, crew, model, optimizer, schedule, streams, recorder)
+    session = Session(checkpoints, group, model, optimizer, schedule, streams, recorder)
     curve = [Epoch(**values) for values in session.resume()]
     for number in range(len(curve) + 1, training.epochs + 1):
         model.train()
         start = time.perf_counter()
-        tally = Tally(crew, apart=recorder.apart)
-        for batch in material.primary.round():
+        metrics = EpochMetrics(group, apart=recorder.apart)
+        for batch in run_data.primary.round():
             if method.per_sample:
                 loss = optimizer.step(partial(losses_on, batch))
             elif auxiliary:
@@ -221,44 +234,44 @@ def _train(
                 loss = optimizer.step(lambda: loss_on(batch), lambda: loss_in_parts(other))
             else:
                 loss = optimizer.step(lambda: loss_on(batch))
-            tally.stepped(loss, len(batch))
+            metrics.stepped(loss, len(batch))
             recorder.stepped(loss, float(schedule.get_last_lr()[0]), optimizer.cost)
             schedule.step()
-        answers = tally.answers()
+        outputs = metrics.outputs()
         seconds = time.perf_counter() - start
-        crew.agree(model)
-        recorder.ended(answers)
+        group.agree(model)
+        recorder.ended(outputs)
         curve.append(
             Epoch(
-                loss=answers.loss,
-                train_accuracy=answers.accuracy,
-                accuracy=accuracy(scores, model, material.examined, crew),
-                passes=_joint(optimizer.cost, crew).samples / material.count,
+                loss=outputs.loss,
+                train_accuracy=outputs.accuracy,
+                accuracy=accuracy(scores, model, run_data.examined, group),
+                passes=_joint(optimizer.cost, group).samples / run_data.count,
                 seconds=seconds,
             )
         )
         session.save(number, [asdict(epoch) for epoch in curve])
-        if watch and crew.leads:
+        if watch and group.leads:
             watch(number, curve[-1])
     return Run(
         training,
         tuple(curve),
-        _joint(optimizer.cost, crew),
+        _joint(optimizer.cost, group),
         chance=100 / len(data.classes),
         examined={
             name: statistics.fmean(
-                accuracy(asked.of(scores), model, images, crew, asked.top)
+                accuracy(asked.of(scores), model, images, group, asked.top)
                 for images in asked.sets()
             )
             for name, asked in further.items()
         },
         observed=recorder.values,
-        device=crew.name,
-        processes=crew.world,
+        device=group.name,
+        processes=group.world,
     )
 
 
-class Tally:
+class EpochMetrics:
     """Loss and answers over the primary batches of an epoch, each before its step.
 
     Args:
@@ -266,10 +279,10 @@ class Tally:
         apart: whether images with wrong labels are also counted apart.
     """
 
-    def __init__(self, crew: Crew, *, apart: bool) -> None:
-        self._crew, self._apart = crew, apart
+    def __init__(self, group: ProcessGroup, *, apart: bool) -> None:
+        self._group, self._apart = group, apart
         # loss, images, right answers, wrong labels, wrong labels given back
-        self._sums = torch.zeros(5, dtype=torch.float64, device=crew.device)
+        self._sums = torch.zeros(5, dtype=torch.float64, device=group.device)
         self._first = True
 
     def see(self, scores: Tensor, batch: Batch) -> None:
@@ -289,9 +302,9 @@ class Tally:
         self._sums[1] += count
         self._first = True
 
-    def answers(self) -> Answers:
+    def outputs(self) -> EpochSummary:
         """The epoch, once it is over."""
-        return Answers(*map(float, self._crew.total(self._sums)))
+        return EpochSummary(*map(float, self._group.total(self._sums)))
 
 
 Scores = Callable[[Tensor], Tensor]
@@ -304,30 +317,32 @@ def _scores(model: nn.Module, images: Tensor, *, narrow: bool) -> Tensor:
 
 
 @torch.no_grad()
-def accuracy(scores: Scores, model: nn.Module, images: Set, crew: Crew, top: int = 1) -> float:
+def accuracy(
+    scores: Scores, model: nn.Module, images: ImageSet, group: ProcessGroup, top: int = 1
+) -> float:
     """% of `images` that `model`, in evaluation mode, gives their label in its `top` guesses."""
     model.eval()
-    right = torch.zeros((), dtype=torch.int64, device=crew.device)
-    rows, size = torch.arange(len(images)), images.chunk * crew.world
+    right = torch.zeros((), dtype=torch.int64, device=group.device)
+    rows, size = torch.arange(len(images)), images.chunk * group.world
     shares = [
-        rows[start : start + size].tensor_split(crew.world)[crew.rank]
+        rows[start : start + size].tensor_split(group.world)[group.rank]
         for start in range(0, len(rows), size)
     ]
     for at, mine in enumerate(shares):
         for coming in shares[at + 1 : at + 3]:
             images.expect(coming)
         batch = images.plain(mine)
-        answers = scores(batch.images)
+        outputs = scores(batch.images)
         # of equal scores, argmax takes the first and topk any
-        guesses = answers.topk(top).indices if top > 1 else answers.argmax(1, keepdim=True)
+        guesses = outputs.topk(top).indices if top > 1 else outputs.argmax(1, keepdim=True)
         right += (guesses == batch.labels.unsqueeze(1)).sum()
-    return 100 * int(crew.total(right)) / len(images)
+    return 100 * int(group.total(right)) / len(images)
 
 
-def _joint(cost: Cost, crew: Crew) -> Cost:
+def _joint(cost: Cost, group: ProcessGroup) -> Cost:
     """What all ranks have cost together; each counts its own samples."""
     return replace(
         cost,
-        samples=cost.samples * crew.world,
-        primary_samples=cost.primary_samples * crew.world,
+        samples=cost.samples * group.world,
+        primary_samples=cost.primary_samples * group.world,
     )

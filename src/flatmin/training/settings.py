@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from flatmin import methods
-from flatmin.training import bases, models, noise, observe, schedules
+from flatmin.training import bases, models, recorder, schedules
+from flatmin.training.data import noise
 from flatmin.training.errors import InputError, unknown
 
-precisions = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16")
 """The types in which a model can be evaluated; its weights are float32 in both."""
 
 
@@ -28,7 +29,7 @@ class Training:
     Fields:
         data: name or folder, as for `flatmin.training.load`.
         model: a name in `flatmin.training.models`.
-        method: a name in `flatmin.methods.table`.
+        method: a name in `flatmin.methods.TABLE`.
         rho: radius; None for the method's default.
         seed: of weights, order, augmentation, auxiliary batches, noise, held-out images and the
             method's own coins.
@@ -59,8 +60,8 @@ class Training:
             from random weights.
         size: side in pixels to which the images are resized; None for the size they have.
         examine: further sets on which the final model is measured, beside the test set; see
-            `flatmin.training.examine`.
-        observe: what is recorded along the run, names in `flatmin.training.observe`.
+            `flatmin.training.evaluation`.
+        observe: what is recorded along the run, names in `flatmin.training.recorder`.
 
     Raises InputError, from its construction on, where a field cannot be what it is.
     """
@@ -144,18 +145,18 @@ class Training:
     def _check_types(self) -> None:
         for field in fields(self):
             value, (wanted, *rest) = getattr(self, field.name), str(field.type).split(" | ")
-            kind, says = _kinds[wanted.partition("[")[0]]
+            kind, says = _KINDS[wanted.partition("[")[0]]
             if not _is(value, kind) and not (value is None and rest):
                 raise InputError(f"{field.name} {value!r} does not fit: expected {says}")
 
     def _check_names(self) -> None:
         for kind, name, known in (
-            ("method", self.method, methods.table),
-            ("model", self.model, models.models),
-            ("base optimizer", self.base, bases.table),
-            ("schedule", self.schedule, schedules.table),
-            ("precision", self.precision, precisions),
-            *(("observable", name, observe.table) for name in self.observe),
+            ("method", self.method, methods.TABLE),
+            ("model", self.model, models.MODELS),
+            ("base optimizer", self.base, bases.TABLE),
+            ("schedule", self.schedule, schedules.TABLE),
+            ("precision", self.precision, PRECISIONS),
+            *(("observable", name, recorder.TABLE) for name in self.observe),
         ):
             if name not in known:
                 raise unknown(kind, name, known)
@@ -216,7 +217,7 @@ class Training:
             raise InputError(f"{name} {value} is out of range: expected {expected}")
 
 
-_kinds: Mapping[str, tuple[type, str]] = {
+_KINDS: Mapping[str, tuple[type, str]] = {
     "str": (str, "a text"),
     "int": (int, "a whole number"),
     "float": (Real, "a number"),

@@ -1,8 +1,10 @@
-"""What runs have found, for people to read: HTML pages, Markdown, CSV.
+"""What runs have found, for people to read: HTML pages, Markdown, CSV, the terminal.
 
-    records  ->  sheets, one for each run  ->  pages and texts
+    records  ->  sections, one for each run  ->  pages and texts
 
-`flatmin compare` ends with the page of `comparison`; `flatmin report` sets several runs on one
-page. Every page is one HTML file that opens without a network. Plotly is inside; the tables are
-plain HTML and need no script.
+Start with `section.of_record`, which makes of a run everything that a report says about it;
+`summary` and `statistics` compare methods, `paper` sets them beside the paper. `flatmin compare`
+ends with the page of `comparison`; `flatmin report` sets several runs on one page (`html`) or
+writes texts (`export`). Every page is one HTML file that opens without a network. Plotly is inside;
+the tables are plain HTML and need no script.
 """

@@ -6,11 +6,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from flatmin.studies import compare, contenders, files, text
-from flatmin.studies.compare import Comparison, Outcome
-from flatmin.studies.report import pages, sheets
-from flatmin.studies.summary import Line, Summary, remarks, verdict
-from flatmin.training import noise
+from flatmin.studies.plan import tuning
+from flatmin.studies.plan.comparison import TUNING_FACTORS, Comparison, Outcome
+from flatmin.studies.report import html, section
+from flatmin.studies.report.summary import Line, Summary, remarks, verdict
+from flatmin.studies.store import files
+from flatmin.training.data import noise
 
 
 def save(outcome: Outcome, summary: Summary, path: Path) -> None:
@@ -23,10 +24,10 @@ def render(outcome: Outcome, summary: Summary) -> str:
     comparison = outcome.comparison
     said = remarks(comparison, summary)
     rows = outcome.store.rows
-    tally = comparison.tally(rows, frozenset(outcome.store.failures))
-    return pages.page(
+    progress = comparison.progress(rows, frozenset(outcome.store.failures))
+    return html.page(
         "compare.html",
-        [sheets.of_summary(comparison, summary, said, rows, tally)],
+        [section.of_summary(comparison, summary, said, rows, progress)],
         subject=subject(outcome),
         verdict=verdict(summary),
         comparison=comparison,
@@ -34,7 +35,7 @@ def render(outcome: Outcome, summary: Summary) -> str:
         held_out=_held_out(outcome),
         grid=_grid(comparison),
         error=_error(outcome),
-        results=pages.script(results(outcome, summary)),
+        results=html.script(results(outcome, summary)),
     )
 
 
@@ -73,13 +74,13 @@ def subject(outcome: Outcome) -> str:
 
 
 def _held_out(outcome: Outcome) -> int:
-    return round(contenders.holdout * len(outcome.data.train_labels))
+    return round(tuning.HOLDOUT * len(outcome.data.train_labels))
 
 
 def _grid(comparison: Comparison) -> str:
     if comparison.rho:
-        return text.shown(comparison.rho)
-    return f"{', '.join(f'{factor:g}' for factor in compare.tuning_factors)} times its default"
+        return files.as_typed(comparison.rho)
+    return f"{', '.join(f'{factor:g}' for factor in TUNING_FACTORS)} times its default"
 
 
 def _error(outcome: Outcome) -> float:

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flatmin.studies.beside import Block
-from flatmin.studies.measures import heading
-from flatmin.studies.rows import Row
-from flatmin.studies.statistics import Spread
-from flatmin.studies.summary import Line, Summary
-from flatmin.training import observe
+from flatmin.studies.report.measures import heading
+from flatmin.studies.report.paper import PaperTable
+from flatmin.studies.report.statistics import Spread
+from flatmin.studies.report.summary import Line, Summary
+from flatmin.studies.store.row import Row
+from flatmin.training import recorder
 
-points = 150
+POINTS = 150
 """At most as many on a curve over the steps."""
 
 
@@ -41,7 +41,7 @@ class Figure:
 
 
 def figures(
-    blocks: Sequence[Block],
+    blocks: Sequence[PaperTable],
     axes: Mapping[str, Sequence[str]],
     measure: str,
     first: str,
@@ -87,7 +87,7 @@ def figures(
 
 
 def data(
-    blocks: Sequence[Block],
+    blocks: Sequence[PaperTable],
     axes: Mapping[str, Sequence[str]],
     methods: Sequence[str],
     measure: str,
@@ -114,7 +114,7 @@ def data(
     }
 
 
-def _line(block: Block, line: Line, method: int, beside: bool) -> dict[str, Any]:
+def _line(block: PaperTable, line: Line, method: int, beside: bool) -> dict[str, Any]:
     rows = [line.rows[seed] for seed in sorted(line.rows)]
     printed = block.paper(line) if beside else None
     return {
@@ -128,7 +128,7 @@ def _line(block: Block, line: Line, method: int, beside: bool) -> dict[str, Any]
     }
 
 
-def _forest(block: Block, line: Line) -> dict[str, Any] | None:
+def _forest(block: PaperTable, line: Line) -> dict[str, Any] | None:
     first, found = _first(block.summary), line.difference
     if first is None or found is None or not found.n:
         return None
@@ -158,7 +158,7 @@ def _tuning(line: Line) -> dict[str, Any] | None:
 
 # Curves ---------------------------------------------------------------------------------------
 
-_titles = {
+_TITLES = {
     "accuracy": ("Test accuracy", "%"),
     "train_accuracy": ("Fit", "% of the training labels as given"),
     "loss": ("Training loss", "mean over the epoch"),
@@ -177,7 +177,7 @@ def _curves(lines: Iterable[Line]) -> list[tuple[str, str]]:
 
 
 def _curve(name: str, x: str) -> Figure:
-    title, unit = _titles.get(name) or _observed(name)
+    title, unit = _TITLES.get(name) or _observed(name)
     over = "gradient cost" if x == "passes" else "epoch"
     cost = "; in passes over the training images" if x == "passes" else ""
     return Figure(
@@ -191,7 +191,7 @@ def _curve(name: str, x: str) -> Figure:
 
 
 def _observed(name: str) -> tuple[str, str]:
-    known = observe.table.get(name.partition(":")[2])
+    known = recorder.TABLE.get(name.partition(":")[2])
     return heading(name).title, known.sentence if known else ""
 
 
@@ -203,7 +203,7 @@ def _names(rows: Sequence[Row]) -> list[str]:
 
 
 def _band(name: str, rows: Sequence[Row]) -> dict[str, Any]:
-    """Mean and spread over the seeds, epoch by epoch or, at most `points` of them, by steps.
+    """Mean and spread over the seeds, epoch by epoch or, at most `POINTS` of them, by steps.
 
     `x` is in epochs; None where there is one value for each of them.
     """
@@ -212,7 +212,7 @@ def _band(name: str, rows: Sequence[Row]) -> dict[str, Any]:
     length = min(map(len, curves))
     x = None
     if length != epochs:
-        each = max(1, math.ceil(length / points))
+        each = max(1, math.ceil(length / POINTS))
         x = [_short(min(at + each / 2, length) * epochs / length) for at in range(0, length, each)]
         curves = [_thinned(curve[:length], each) for curve in curves]
     spreads = [Spread.of(_known(values)) for values in zip(*curves, strict=True)]

@@ -11,15 +11,16 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from flatmin.studies import archive, database, files
-from flatmin.studies.archive import Known
-from flatmin.studies.contenders import Tally, key_of
-from flatmin.studies.places import Place
-from flatmin.studies.rows import Row
-from flatmin.studies.store import Failed, Store
+from flatmin.studies.plan import serialization
+from flatmin.studies.plan.serialization import Known
+from flatmin.studies.plan.tuning import Progress
+from flatmin.studies.store import database, files
+from flatmin.studies.store.location import StudyLocation
+from flatmin.studies.store.row import Row
+from flatmin.studies.store.store import Failed, Store
 from flatmin.training.errors import InputError
 
-_marks = ("study.db", "storage.json", "results.json")
+_MARKS = ("study.db", "storage.json", "results.json")
 """A folder with one of these holds a run; the first one found is read."""
 
 
@@ -44,16 +45,16 @@ class Record:
     asked: str = ""
 
     @cached_property
-    def tally(self) -> Tally:
+    def progress(self) -> Progress:
         """How far it is."""
-        given_up = frozenset(key_of(failure.training) for failure in self.failures)
-        return self.plan.tally(self.rows, given_up)
+        given_up = frozenset(failure.training.key for failure in self.failures)
+        return self.plan.progress(self.rows, given_up)
 
     @classmethod
     def of(cls, store: Store, plan: Known) -> Record:
         """Of a store as it was last read."""
         failures = tuple(store.failures.values())
-        asked = archive.asked(store.plan)
+        asked = serialization.asked(store.plan)
         return cls(str(store.place), plan, store.rows, failures, len(store.running), asked)
 
 
@@ -85,7 +86,7 @@ def _runs(place: str) -> Iterator[str]:
         yield place
         return
     top = Path(place)
-    if top.name in _marks and files.is_file(top):
+    if top.name in _MARKS and files.is_file(top):
         top = top.parent
     if not files.is_folder(top):
         raise InputError(f"there is no folder {place}: give that of a run, or one that holds runs")
@@ -98,7 +99,7 @@ def _runs(place: str) -> Iterator[str]:
 def _below(top: Path) -> Iterator[Path]:
     """The folders of runs, not looking for runs inside runs."""
     for folder, inside, names in os.walk(top):
-        if any(mark in names for mark in _marks):
+        if any(mark in names for mark in _MARKS):
             inside.clear()
             yield Path(folder)
         inside[:] = [name for name in inside if not name.startswith(".")]
@@ -112,13 +113,13 @@ def _naturally(path: Path) -> list[tuple[int, str]]:
 
 def _read(path: str) -> Record:
     exported = Path(path) / "results.json"
-    if "://" not in path and not any(files.is_file(Path(path) / mark) for mark in _marks[:2]):
+    if "://" not in path and not any(files.is_file(Path(path) / mark) for mark in _MARKS[:2]):
         return _exported(exported)
-    place = Place.of(path)
+    place = StudyLocation.of(path)
     try:
         with database.readable(place) as there:
             store = Store.join(there, allow_mixed=True)
-            return replace(Record.of(store, archive.restored(store.plan)), where=str(place))
+            return replace(Record.of(store, serialization.restored(store.plan)), where=str(place))
     except InputError:
         if database.writable(place) or not files.is_file(exported):
             raise
@@ -130,11 +131,11 @@ def _exported(path: Path) -> Record:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         rows = [Row.model_validate(row) for row in content["runs"]]
-        plan, asked = content["plan"], archive.asked(content["plan"])
+        plan, asked = content["plan"], serialization.asked(content["plan"])
     except (OSError, ValueError, ValidationError, KeyError, TypeError, AttributeError):
         raise InputError(
             f"{path} is no file that `flatmin run` or `flatmin compare` has written: remove it, "
             f"or run them again"
         ) from None
     by_key = {row.key: row for row in rows}
-    return Record(str(path.parent), archive.restored(plan), by_key, asked=asked)
+    return Record(str(path.parent), serialization.restored(plan), by_key, asked=asked)

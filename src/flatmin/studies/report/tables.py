@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from flatmin.studies import text
-from flatmin.studies.beside import Block
-from flatmin.studies.measures import heading
-from flatmin.studies.summary import Line, Summary
+from flatmin.studies.report import text
+from flatmin.studies.report.measures import heading
+from flatmin.studies.report.paper import PaperTable
+from flatmin.studies.report.summary import Line, Summary
 
-costs = ("ratio", "passes", "share", "radius", "train_accuracy", "seconds_per_epoch")
+COSTS = ("ratio", "passes", "share", "radius", "train_accuracy", "seconds_per_epoch")
 """What stands in every table, if it is not what the table is about."""
 
 
@@ -72,7 +72,7 @@ class Layout:
         measures: of the recipe, first things first.
         axes: those with several labels.
         first, sam: methods to which differences are taken; None for none.
-        costs: which of `costs` to show.
+        costs: which of `COSTS` to show.
         beside: whether our values are as comparable to the paper's as their difference is.
         runs: whether to say how many runs there are.
         rho: how the radii came about.
@@ -108,7 +108,7 @@ class Layout:
         return tuple(name for name in self.costs if name != self.measures[0])
 
 
-def table(layout: Layout, blocks: Iterable[Block]) -> Table:
+def table(layout: Layout, blocks: Iterable[PaperTable]) -> Table:
     """The cells of all blocks."""
     every = list(blocks)
     costs = [block.summary.common_cost for block in every]
@@ -151,7 +151,7 @@ def _column(measure: str) -> Column:
     return Column(named.title, named.unit)
 
 
-def _entry(layout: Layout, block: Block, line: Line) -> Entry:
+def _entry(layout: Layout, block: PaperTable, line: Line) -> Entry:
     return Entry(
         line.title,
         _rank(block.summary, line),
@@ -168,7 +168,7 @@ def _rank(summary: Summary, line: Line) -> str:
     return "level" if line in summary.rivals else ""
 
 
-def _cells(layout: Layout, block: Block, line: Line) -> Iterable[Cell]:
+def _cells(layout: Layout, block: PaperTable, line: Line) -> Iterable[Cell]:
     printed = block.paper(line)
     digits = heading(line.measure).digits
     yield Cell(text.spread(line.value, digits), text.printed(printed) if printed else "")
@@ -192,7 +192,7 @@ def _cells(layout: Layout, block: Block, line: Line) -> Iterable[Cell]:
         yield _measured(layout, block, line, measure)
 
 
-def _measured(layout: Layout, block: Block, line: Line, measure: str) -> Cell:
+def _measured(layout: Layout, block: PaperTable, line: Line, measure: str) -> Cell:
     """With its spread where the table is about it, and where there is one; else the mean alone."""
     printed = block.paper(line, measure)
     digits = heading(measure).digits

@@ -1,6 +1,6 @@
 """Networks for images, by name: `build("resnet20", channels=3, size=32, classes=10)`.
 
-A further network is one builder and one row of `models`. Parameter counts are those of the papers.
+A further network is one builder and one row of `MODELS`. Parameter counts are those of the papers.
 Names that end in `-imagenet` have the stem for large images, the others the one for CIFAR's.
 """
 
@@ -37,7 +37,7 @@ HALVES: Colours = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 @dataclass(frozen=True)
 class Network:
-    """A row of `models`.
+    """A row of `MODELS`.
 
     Fields:
         build: makes it.
@@ -66,7 +66,7 @@ def build(
     """The network called `name` for square images; its weights come from torch's global generator.
 
     Args:
-        name: a name in `models`.
+        name: a name in `MODELS`.
         channels: of the images.
         size: their side, in pixels.
         classes: their number.
@@ -77,9 +77,9 @@ def build(
     Raises InputError for an unknown name, for images that do not fit, and for weights that are
     missing or do not fit.
     """
-    if name not in models:
-        raise unknown("model", name, models)
-    network = models[name]
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    network = MODELS[name]
     if size < network.smallest:
         raise InputError(
             f"{name} needs images of at least {network.smallest}x{network.smallest} pixels, these "
@@ -96,7 +96,7 @@ def build(
     return model
 
 
-models: Mapping[str, Network] = {
+MODELS: Mapping[str, Network] = {
     "mlp": Network(small.mlp, 1),
     "cnn": Network(small.cnn, 4),
     "cnn-2m": Network(small.cnn_2m),

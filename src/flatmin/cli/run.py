@@ -1,0 +1,115 @@
+"""`flatmin run` and `flatmin worker`: cells of a plan, done until none is left."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flatmin.cli.messages import AGAIN, stop
+
+if TYPE_CHECKING:
+    from flatmin.cli.arguments import Run, Worker
+    from flatmin.studies.plan.tuning import Plan
+    from flatmin.studies.run.trainer import Trainer
+    from flatmin.studies.store.store import Store
+
+
+def run(wanted: Run) -> int:
+    """Train what a recipe asks for, and set it beside the paper."""
+    from flatmin.studies.plan import serialization
+    from flatmin.studies.plan.recipe import Recipe
+    from flatmin.studies.report import html, section, terminal
+    from flatmin.studies.report.runs import Record
+    from flatmin.studies.run.trainer import Trainer, require
+    from flatmin.studies.store import files
+    from flatmin.studies.store.location import StudyLocation
+    from flatmin.studies.store.store import Store
+
+    recipe = Recipe.find(wanted.recipe)
+    recipe.require()
+    plan = recipe.at(wanted.scale)
+    workers = worker_count(wanted.workers)
+    require(plan.runs)
+    name = f"{recipe.name}-{plan.scale}"
+    place = StudyLocation.new(wanted.out or Path("runs") / name, wanted.storage, study=name)
+    identity, description = (
+        serialization.identity(plan),
+        serialization.described(plan, wanted.recipe),
+    )
+    store = Store.open(place, identity, description, allow_mixed=wanted.allow_mixed)
+    if wanted.storage:
+        print(f"flatmin: others join by: flatmin worker '{place}'", file=sys.stderr)
+    trainer = Trainer.at(place, checkpoints=wanted.checkpoints, tensorboard=wanted.tensorboard)
+    if not train(store, plan, serialization.named(plan), trainer, workers):
+        return 130
+    page = store.folder / "report.html"
+    with files.told(store.folder / "results.json", AGAIN):
+        store.export()
+    with files.told(page, AGAIN):
+        files.write(page, html.report([section.of_record(Record.of(store, plan))]))
+    terminal.beside(plan, store, page)
+    return 1 if store.failures else 0
+
+
+def worker(wanted: Worker) -> int:
+    """Join a run until nothing of it is left."""
+    from flatmin.studies.plan import serialization
+    from flatmin.studies.run import torchrun
+    from flatmin.studies.run.trainer import Trainer
+    from flatmin.studies.run.worker import work
+    from flatmin.studies.store.location import StudyLocation
+    from flatmin.studies.store.store import Store
+
+    place = StudyLocation.of(wanted.run)
+    store = Store.join(place, allow_mixed=wanted.allow_mixed)
+    plan = serialization.restored(store.plan)
+    trainer = Trainer.at(place, checkpoints=wanted.checkpoints, tensorboard=wanted.tensorboard)
+    if torchrun.several():
+        torchrun.together(trainer, lambda shared: work(store, plan, shared))
+        return 0
+    if not train(
+        store, plan, serialization.named(plan), trainer, worker_count(wanted.workers), retry=False
+    ):
+        return 130
+    progress = plan.progress(store.rows, frozenset(store.failures))
+    print(f"{progress.done} of {progress.total} runs are done in {place}")
+    return 1 if store.failures else 0
+
+
+def train(
+    store: Store, plan: Plan, name: str, trainer: Trainer, workers: int, *, retry: bool = True
+) -> bool:
+    """Do what is missing; False, and a line, if the user interrupts it."""
+    from flatmin.studies.report import terminal
+    from flatmin.studies.run import processes
+    from flatmin.training.errors import InputError
+
+    if retry:
+        store.retry()
+    try:
+        with terminal.ProgressBar(name, plan.total, store) as progress:
+            processes.run(store, plan, trainer, workers, progress)
+    except KeyboardInterrupt:
+        store.refresh()
+        progress = plan.progress(store.rows, frozenset(store.failures))
+        stop(
+            f"interrupted: {progress.done} of {progress.total} runs are kept in {store.place}; "
+            f"the same command continues"
+        )
+        return False
+    except ConnectionError as error:
+        raise InputError(
+            f"the workers have gone ({error.strerror or error}): the same command continues"
+        ) from None
+    return True
+
+
+def worker_count(wanted: int | None) -> int:
+    """How many processes train at once: as asked, or one for each GPU or core."""
+    from flatmin.studies.run import processes
+    from flatmin.training.errors import InputError
+
+    if wanted is not None and wanted < 1:
+        raise InputError(f"--workers {wanted} is out of range: expected at least 1")
+    return wanted or processes.usual()

@@ -1,0 +1,134 @@
+"""What a method remembers from step to step, where every checkpoint finds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatmin.engine.distributed import Ranks
+from flatmin.engine.space import Space, local
+from flatmin.engine.vec import Term, Vector
+
+KEY = "flatmin"
+"""The entry of every parameter group that holds the numbers: counts, and what policies keep."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A remembered vector: its blocks, and its buffers in `state[p]`, which are views of them."""
+
+    blocks: list[Tensor]
+    buffers: list[Tensor]
+
+
+class Memory:
+    """Vectors in `state[p]` beside the base optimizer's buffers, numbers in the parameter groups.
+
+    Nothing is written before the step is sure to succeed, and so a failed one leaves no trace. New
+    buffers are written only after the base optimizer has stepped: several base optimizers set
+    themselves up only where they find a parameter's state empty. The buffers of small tensors are
+    views of one block; those that a checkpoint has brought are laid out so when first used.
+    """
+
+    def __init__(self, base: torch.optim.Optimizer, space: Space) -> None:
+        self._base = base
+        self._space = space
+        self._kept: dict[str, _Kept] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """A step begins: nothing is staged, and the buffers are still to be looked up."""
+        self.numbers: Mapping[str, Any] = self._base.param_groups[0][KEY]
+        self._vectors: dict[str, Vector] = {}
+        self._notes: dict[str, float] = {}
+        self._found: dict[str, list[Tensor | None]] = {}
+        self._new: dict[str, _Kept] = {}
+
+    def recall(self, name: str) -> Vector | None:
+        """The vector kept under `name`, zero where a parameter has none; None before the first."""
+        kept = self._look_up(name) if self.numbers["perturbed"] else None
+        return kept and Vector(Term(kept.blocks))
+
+    def keep(self, name: str, value: Vector) -> None:
+        self._vectors[name] = value
+
+    def note(self, name: str, value: float) -> None:
+        self._notes[name] = value
+
+    def evaluate(self, ranks: Ranks) -> None:
+        """Bring the buffers up to date: the step can fail no more, and its vectors are still there.
+
+        Buffers that are there change in place. New ones wait for `commit`. Where ranks climb
+        gradients of their own, what they keep is the mean, so that all have one memory.
+        """
+        for name, value in self._vectors.items():
+            kept = self._look_up(name)
+            indices = range(len(self._space.blocks))
+            if kept is None:
+                blocks = [value.into(None, j) for j in indices]
+                self._new[name] = self._laid_out(blocks)
+            else:
+                blocks = [value.into(kept.blocks[j], j) for j in indices]
+            ranks.average(blocks)
+
+    def commit(self, counts: Mapping[str, float], failed: bool) -> None:
+        """Write the counts and, unless the step has failed, new buffers and what was noted."""
+        self._kept.update(self._new)
+        for name in () if failed else self._vectors:
+            self._write(name, self._kept[name])
+        notes = {} if failed else self._notes
+        for group in self._base.param_groups:  # a new dict: saved state dicts hold the old one
+            group[KEY] = {**self.numbers, **notes, **counts}
+
+    def _write(self, name: str, kept: _Kept) -> None:
+        """Put buffers beside the parameters that the base optimizer has set up, or at zero."""
+        for i in [i for i, buffer in enumerate(self._found[name]) if buffer is None]:
+            p, buffer = self._space.params[i], kept.buffers[i]
+            if p.grad is not None or self._base.state.get(p):
+                self._base.state[p][name] = buffer
+            else:
+                local(buffer).zero_()
+
+    def _look_up(self, name: str) -> _Kept | None:
+        """The buffers in `state[p]` as they are now; None if there are none."""
+        if name in self._found:
+            return self._kept.get(name)
+        state: Mapping[Tensor, dict[str, Any]] = self._base.state
+        found = [state.get(p, _EMPTY).get(name) for p in self._space.params]
+        self._found[name] = found
+        kept = self._kept.get(name)
+        if kept is None or any(
+            b is not None and b is not mine for b, mine in zip(found, kept.buffers, strict=True)
+        ):
+            kept = self._adopt(name, found)
+        elif all(b is None for b in found):
+            kept = None
+        if kept is None:
+            self._kept.pop(name, None)
+        else:
+            self._kept[name] = kept
+        return kept
+
+    def _adopt(self, name: str, found: list[Tensor | None]) -> _Kept | None:
+        """Lay out buffers that came from elsewhere."""
+        if all(b is None for b in found):
+            return None
+        pieces = [
+            torch.zeros_like(x) if b is None else local(b)
+            for x, b in zip(self._space.pieces, found, strict=True)
+        ]
+        kept = self._laid_out(self._space.join(pieces))
+        for p, was, buffer in zip(self._space.params, found, kept.buffers, strict=True):
+            if was is not None:
+                self._base.state[p][name] = buffer
+        return kept
+
+    def _laid_out(self, blocks: list[Tensor]) -> _Kept:
+        return _Kept(blocks, self._space.spread(blocks))
+
+
+_EMPTY: dict[str, Any] = {}

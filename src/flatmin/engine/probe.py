@@ -1,0 +1,401 @@
+"""What a part of a method may see and do during one step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from flatmin.engine import check
+from flatmin.engine.cost import COUNTS
+from flatmin.engine.distributed import Ranks
+from flatmin.engine.memory import Memory
+from flatmin.engine.model_state import Surroundings
+from flatmin.engine.space import Seen
+from flatmin.engine.vec import TINY, Metric, Scalar, Vector
+from flatmin.engine.walk import Walk
+
+BatchName: TypeAlias = Literal["primary", "auxiliary"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One evaluation of the loss that a step asks for.
+
+    Fields:
+        batch: which batch to evaluate.
+        perturbed: whether the weights now stand at `w + eps`.
+        gradient: whether a backward pass is wanted; without it, only the losses are.
+        samples: the chosen samples of the batch, as indices; None for all.
+        communicate: whether ranks reduce the gradient of this pass.
+        last: whether it is the last pass of the step; None if that depends on its gradient.
+        per_sample: whether one loss a sample is wanted, in place of their mean.
+    """
+
+    batch: BatchName
+    perturbed: bool
+    gradient: bool = True
+    samples: Tensor | None = None
+    communicate: bool = True
+    last: bool | None = False
+    per_sample: bool = False
+
+    def losses(self, value: object) -> Tensor | None:
+        """What a pass has returned, as a tensor; TypeError or ValueError if it is no loss."""
+        if not self.per_sample:
+            return _as_loss(value)
+        if not isinstance(value, Tensor) or value.ndim != 1:
+            raise TypeError(
+                "this selection needs one loss a sample: the closure takes indices (or None for "
+                "the "
+                'whole batch) and returns a 1-D tensor, as with reduction="none"; got '
+                f"{check.describe(value)}"
+            )
+        if self.samples is not None and len(value) != len(self.samples):
+            raise ValueError(
+                f"the closure was given {len(self.samples)} sample indices and returned "
+                f"{len(value)} "
+                "losses: evaluate the chosen samples, as in x[indices], y[indices]"
+            )
+        return value
+
+
+PassGenerator: TypeAlias = Generator[Pass, Any, T]
+"""A computation that stops at each pass it needs and goes on with the loss it is sent."""
+
+Result: TypeAlias = "T | PassGenerator[T]"
+"""What a part returns: the thing itself or, if it must look first, a generator that ends in it."""
+
+
+def _as_loss(value: object) -> Tensor | None:
+    if value is None or isinstance(value, Tensor):
+        return value
+    if isinstance(value, (int, float)):
+        return torch.as_tensor(float(value))
+    raise TypeError(
+        f"the closure must return the loss, a tensor or a number, got {check.describe(value)}"
+    )
+
+
+def run_passes(answer: Result[T]) -> PassGenerator[T]:
+    """Run a part's looks, if it has any, and return what it found."""
+    if isinstance(answer, Generator):
+        looks = cast("PassGenerator[T]", answer)
+        return (yield from looks)
+    return answer
+
+
+class DiagonalMetric(Protocol):
+    """What a probe asks of a geometry; `flatmin.geometry.Geometry` says what it means."""
+
+    @property
+    def gain(self) -> float: ...
+
+    @property
+    def trivial(self) -> bool: ...
+
+    def metric(self, at: Probe, j: int) -> Tensor | float: ...
+
+
+class NotFinite(Exception):
+    """A loss or a gradient norm of this step is inf or nan."""
+
+
+class Probe:
+    """The weights, the gradient, the climb in the metric at hand, further gradients, and memory.
+
+    Attributes:
+        grad: the primary gradient `g` at the unperturbed weights.
+        losses: the primary losses at the unperturbed weights: one number, or one a sample; None if
+            the closure returns none.
+        rho: the radius of each parameter group.
+        spent: what this step has cost so far.
+        travelled: the length of its perturbation, where that is measured.
+    """
+
+    grad: Vector
+
+    def __init__(
+        self,
+        walk: Walk,
+        rho: Sequence[float],
+        geometry: DiagonalMetric,
+        memory: Memory,
+        surroundings: Surroundings | None,
+        ranks: Ranks,
+        *,
+        finite: bool,
+        unscale: Callable[[], None] | None,
+        keeps_gradients: bool,
+        per_sample: bool,
+    ) -> None:
+        self.rho = rho
+        self.losses: Tensor | None = None
+        self.spent: dict[str, float] = dict.fromkeys(COUNTS, 0)
+        self.travelled = 0.0
+        self._walk = walk
+        self._space = walk.space
+        self._geometry = geometry
+        self._metrics: tuple[Metric, Metric] | None = None
+        self._memory = memory
+        self._surroundings = surroundings
+        self._ranks = ranks
+        self._look_for_inf = finite
+        self._all_finite = True
+        self._doubts: list[Tensor] = []
+        self._unscale = unscale
+        self._keeps_gradients = keeps_gradients
+        self._per_sample = per_sample
+        self._norms: dict[int, tuple[Vector, Scalar]] = {}
+        self._seen: list[Seen] = []
+
+    @property
+    def weights(self) -> Vector:
+        """The unperturbed weights, wherever the parameters stand now."""
+        return self._walk.home
+
+    @property
+    def step(self) -> int:
+        """How many steps were taken before this one."""
+        return self._memory.numbers["steps"]
+
+    @property
+    def loss(self) -> Tensor | None:
+        """The mean primary loss at the unperturbed weights."""
+        return self.losses if self.losses is None or self.losses.ndim == 0 else self.losses.mean()
+
+    # Measure.
+
+    def norm(self, a: Vector) -> Scalar:
+        """`‖a‖` over all parameters. If it is not finite, the step ends here."""
+        if id(a) not in self._norms:
+            norm = self._space.norm(a)
+            self._require_finite(norm)
+            self._norms[id(a)] = (a, norm)
+        return self._norms[id(a)][1]
+
+    def dot(self, a: Vector, b: Vector) -> Scalar:
+        """`aᵀb` over all parameters."""
+        return self._space.dot(a, b)
+
+    def cosine(self, a: Vector, b: Vector) -> Scalar:
+        """`cos(a, b)`; 0 if either is zero."""
+        return self.dot(a, b) / ((self.norm(a) + TINY) * (self.norm(b) + TINY))
+
+    def agreed(self, number: float) -> float:
+        """The mean over ranks of a number that may differ between them; then all decide alike."""
+        return self._ranks.mean(number)
+
+    def _require_finite(self, number: Scalar) -> None:
+        """End the step if a number is inf or nan.
+
+        Among many ranks this waits until all have come so far, and on a device until the last pass,
+        so that the host waits for it once a step.
+        """
+        if not self._look_for_inf:
+            return
+        if isinstance(number, Tensor) and not self._space.on_host:
+            self._doubts.append(number.isfinite())
+            return
+        if math.isfinite(number):
+            return
+        if not self._ranks.many:
+            raise NotFinite
+        self._all_finite = False
+
+    def finish(self) -> None:
+        """All passes were run; end the step here if a number was inf or nan on any rank."""
+        if not self._look_for_inf:
+            return
+        finite = self._all_finite
+        if self._doubts:
+            finite = torch.stack(self._doubts).all() & finite
+        if not self._ranks.all_finite(finite):
+            raise NotFinite
+
+    # Move.
+
+    def climb(self, d: Vector, rho: float | None = None) -> Vector:
+        """`rho Γ(d)`: the step of length `rho` along `d` in the metric at hand.
+
+        `rho` defaults to the radius of each parameter group. A zero `d` climbs nowhere.
+        """
+        once, twice = self._metric()
+        length = self.norm(d.in_metric(once) if once else d) + TINY
+        gain = self._geometry.gain / length
+        along = d.in_metric(twice) if twice else d
+        if rho is not None:
+            return rho * gain * along
+        by_group = [radius * gain for radius in self.rho]
+        return along.scaled([by_group[b.group] for b in self._space.blocks])
+
+    def each(self, j: int, value: Callable[[int], float]) -> Tensor:
+        """A block like block `j` that holds `value(i)` all over parameter `i`."""
+        return self._space.each(j, value)
+
+    def _metric(self) -> tuple[Metric | None, Metric | None]:
+        """`T` and `T²`, the same objects throughout the step, so that terms in them can merge."""
+        if self._geometry.trivial:
+            return None, None
+        if self._metrics is None:
+            geometry = self._geometry
+            self._metrics = (
+                lambda j: geometry.metric(self, j),
+                lambda j: geometry.metric(self, j) ** 2,
+            )
+        return self._metrics
+
+    # Look.
+
+    def first(self, perturbed: bool | None) -> PassGenerator[Vector]:
+        """The gradient at the unperturbed weights; None: its policy asks for it before deciding."""
+        silent = self._ranks.local and perturbed is not False
+        wanted = Pass(
+            "primary",
+            perturbed=False,
+            communicate=not silent,
+            last=None if perturbed is None else not perturbed,
+            per_sample=self._per_sample,
+        )
+        yield from self._look(wanted, None)
+        return self._collect("primary")
+
+    def primary(
+        self, at: Vector | None = None, samples: Tensor | None = None, *, last: bool = False
+    ) -> PassGenerator[Vector]:
+        """The gradient on the primary batch, or on chosen samples of it, at `w + at`."""
+        wanted = Pass(
+            "primary", at is not None, samples=samples, last=last, per_sample=self._per_sample
+        )
+        yield from self._look(wanted, at)
+        return self._collect("primary")
+
+    def auxiliary(self, at: Vector | None = None) -> PassGenerator[Vector]:
+        """The gradient on the auxiliary batch at `w + at`."""
+        wanted = Pass("auxiliary", at is not None, communicate=not self._ranks.local)
+        yield from self._look(wanted, at)
+        return self._collect("auxiliary")
+
+    def losses_at(self, at: Vector | None) -> PassGenerator[Tensor]:
+        """The losses on the primary batch at `w + at`, without a backward pass."""
+        wanted = Pass("primary", at is not None, gradient=False, per_sample=self._per_sample)
+        losses = yield from self._look(wanted, at)
+        assert losses is not None
+        return losses
+
+    def _look(self, wanted: Pass, at: Vector | None) -> PassGenerator[Tensor | None]:
+        """Go there, have the pass run, and count it."""
+        self._walk.go(at)
+        self._space.clear()
+        around = self._surroundings
+        with around.visit(wanted.batch) if around else nullcontext():
+            losses = wanted.losses((yield wanted))
+        if wanted.gradient:
+            if self._unscale is not None:
+                self._unscale()
+            seen = around.samples if around else 0
+            self.spent["gradients"] += 1
+            self.spent["samples"] += seen
+            if wanted.batch == "auxiliary":
+                self.spent["auxiliary"] += 1
+            elif not wanted.perturbed:
+                self.spent["primary_samples"] += seen
+        if losses is None:
+            return None
+        losses = losses.detach()
+        if not wanted.perturbed and wanted.batch == "primary":
+            self.losses = losses
+        self._require_finite(losses if losses.ndim == 0 else losses.mean())
+        return losses
+
+    def _collect(self, batch: BatchName) -> Vector:
+        """Take the gradient out of the parameters."""
+        seen = self._space.take(copy=self._keeps_gradients and self._ranks.share_memory)
+        if seen is None:
+            raise RuntimeError(
+                f"the {batch} closure left no gradient in any parameter of the optimizer: it must "
+                "call loss.backward() on a loss of the model whose parameters the optimizer holds"
+            )
+        if batch == "primary":
+            self._seen.append(seen)
+        return seen.vector
+
+    def move_to(self, eps: Vector) -> None:
+        """Move to `w + eps`."""
+        self._walk.go(eps)
+
+    def forget(self) -> Vector:
+        """Let go of the first gradient, which the descent does not need; returns where we stand."""
+        del self.grad
+        self._norms.clear()
+        self._seen.clear()
+        return self._walk.forget_way()
+
+    def agree_on_gradient(self) -> None:
+        """Average the first gradient over the ranks, where each had its own.
+
+        The mean is stored anew: where we stand may be a multiple of the gradient of this rank.
+        """
+        if not self._ranks.apart:
+            return
+        mean = [self.grad.block(j).clone() for j in range(len(self._space.blocks))]
+        self._ranks.average(mean)
+        present = self._ranks.anywhere([g is not None for g in self._seen[0].found])
+        self._seen[0] = self._space.seen(mean, present)
+        self.grad = self._seen[0].vector
+
+    def clear(self) -> None:
+        """Leave no gradient behind."""
+        self._space.clear()
+
+    def hand_over(self, gradient: Vector) -> None:
+        """Put a gradient where the base optimizer looks for it."""
+        self._space.give(gradient, self._seen)
+
+    # Remember.
+
+    def recall(self, name: str) -> Vector | None:
+        """What an earlier step has kept under `name`; None before the first that did."""
+        return self._memory.recall(name)
+
+    def keep(self, name: str, value: Vector) -> None:
+        """Keep `value` for later steps, from the moment this one has succeeded."""
+        self._memory.keep(name, value)
+
+    def number(self, name: str) -> float:
+        """A number of the policy's `memory`, as the step before has left it."""
+        return self._memory.numbers[name]
+
+    def note(self, name: str, value: float) -> None:
+        """Note a number for later steps, from the moment this one has succeeded."""
+        self._memory.note(name, value)
+
+    def update_memory(self) -> None:
+        """Bring what is remembered up to date, before gradients are handed over."""
+        self._memory.evaluate(self._ranks)
+
+    def settle_accounts(self, *, perturbed: bool = False, failed: bool = False) -> None:
+        """Add up what this step has cost, and remember what it kept unless it failed."""
+        if failed:
+            self.spent["skipped"] = 1
+        else:
+            self.spent.update(steps=1, perturbed=int(perturbed), distance=self.travelled)
+        before = self._memory.numbers
+        self._memory.commit({name: before[name] + n for name, n in self.spent.items()}, failed)
+
+
+__all__ = [
+    "Result",
+    "BatchName",
+    "PassGenerator",
+    "NotFinite",
+    "Pass",
+    "Probe",
+    "run_passes",
+]

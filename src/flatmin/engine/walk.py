@@ -1,0 +1,174 @@
+"""Weights that leave home and come back bit for bit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatmin.engine.space import Space, copy_, local
+from flatmin.engine.vec import Term, Vector
+
+CURRENT_POSITION = Vector()
+"""The place where the weights stand, for those who no longer know how they came there."""
+
+
+class _Home(Sequence[Tensor]):
+    """The blocks of the unperturbed weights."""
+
+    def __init__(self, walk: Walk) -> None:
+        self._walk = walk
+
+    def __getitem__(self, j: Any) -> Any:
+        return self._walk.block(j)
+
+    def __len__(self) -> int:
+        return len(self._walk.space.blocks)
+
+
+class Walk:
+    """Moves the parameters in place to `w + eps` and copies `w` back afterwards.
+
+    Adding and subtracting a perturbation changes about one weight in a hundred, so `w` is kept:
+    one copy of the weights, allocated at the first walk and used again at every later one.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self._ids = list(map(id, space.params))
+        self._copy: list[Tensor] = []
+        self._views: list[list[Tensor]] = []
+        self._runs: list[list[Tensor]] = []
+        self._moved: dict[int, tuple[Tensor, list[Tensor]]] = {}
+        self._packed: list[bool] = []
+        self._home = Vector(Term(_Home(self)))
+        self._here: Vector | None = None
+        self._in_place: list[Tensor] = []
+
+    def fits(self, groups: Sequence[Sequence[Tensor]]) -> bool:
+        """Are these the parameters that it moves, on the device and in the type that it knew?"""
+        params = [p for group in groups for p in group]
+        return (
+            list(map(id, params)) == self._ids
+            and (not params or (params[0].device, params[0].dtype) == self.space.home)
+            and [len(group) for group in groups] == self.space.sizes
+            and self.space.still_holds()
+        )
+
+    def begin(self) -> None:
+        """A step begins: the weights are home, and not where the last one has left them."""
+        self._packed = [False] * len(self.space.blocks)
+
+    @property
+    def home(self) -> Vector:
+        """The unperturbed weights, wherever the parameters stand now."""
+        return self._home
+
+    def go(self, to: Vector | None) -> None:
+        """Stand at `w + to`; None is home."""
+        if to is self._here or to is CURRENT_POSITION:
+            return
+        if to is None:
+            self.back()
+            return
+        if not self._copy:
+            self._allocate()
+        start = self._copy if self._here is not None else self._in_place
+        there = Vector(Term(start)) + to
+        self._here = to
+        for j, b in enumerate(self.space.blocks):
+            self.block(j)
+            if b.joined:
+                moved, views = self._moved[j]
+                there.into(moved, j)
+                copy_(self.space.parts[j], views)
+            else:
+                there.into(start[j] if start is self._in_place else self.space.parts[j][0], j)
+        self.space.write_evaluated()
+
+    def back(self) -> None:
+        if self._here is None:
+            return
+        self._here = None
+        for j, views in enumerate(self._views):
+            copy_(self.space.parts[j], views)
+        self.space.write_evaluated()
+
+    def forget_way(self) -> Vector:
+        """Forget the way here, and with it the gradients it was made of."""
+        self._here = CURRENT_POSITION
+        return CURRENT_POSITION
+
+    def pull(self, share: float) -> None:
+        """`w + share (w' - w)` from weights `w'` that have moved on since they came home."""
+        if share == 1.0:
+            return
+        for j, views in enumerate(self._views):
+            for moved, w in zip(self.space.parts[j], views, strict=True):
+                moved.copy_(torch.where(moved == w, w, w + share * (moved - w)))
+
+    def distance(self) -> float:
+        """`‖eps‖` of the place where the weights stand."""
+        if self._here is None:
+            return 0.0
+        now, was = Vector(Term(self._now())), Vector(Term(self._copy))
+        return float(self.space.norm(now - was))  # host sync: a measurement
+
+    def warn_if_standing_still(self) -> bool:
+        """Warn if rounding takes more than half of the perturbation."""
+        if self._here is None or not self._here.terms:
+            return False
+        meant = lost = 0.0
+        evaluated = [local(x) for x in self.space.evaluated]
+        for j, now in enumerate(self.space.join(evaluated)):
+            eps = self._here.into(None, j).double()
+            seen = now.double() - self._copy[j].to(now.dtype).double()
+            meant += float(eps.square().sum())
+            lost += float((seen - eps).square().sum())
+        if not lost > meant / 4:  # also where they are nan
+            return False
+        dtypes = ", ".join(sorted({str(x.dtype).removeprefix("torch.") for x in evaluated}))
+        warnings.warn(
+            f"the perturbation, of length {meant**0.5:.3g}, is too small for {dtypes}: rounding "
+            f"takes {100 * (lost / meant) ** 0.5:.0f} % of it. Raise rho, or keep the parameters "
+            "in a wider type (float32)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return True
+
+    def _now(self) -> list[Tensor]:
+        return self.space.join(self.space.pieces)
+
+    def block(self, j: int) -> Tensor:
+        """Block `j` of the unperturbed weights: copied once a step, when it is first asked for.
+
+        It is then still in the cache for those who ask.
+        """
+        if not self._copy:
+            self._allocate()
+        if not self._packed[j]:
+            self._packed[j] = True
+            b, parts = self.space.blocks[j], self.space.parts[j]
+            if b.runs:
+                for run, like in zip(b.runs, self._runs[j], strict=True):
+                    torch.cat(parts[run], out=like)
+            else:
+                copy_(self._views[j], parts)
+        return self._copy[j]
+
+    def _allocate(self) -> None:
+        self._copy = [torch.empty_like(x) for x in self._now()]
+        self._views = [self.space.split(j, x) for j, x in enumerate(self._copy)]
+        self._runs = [self.space.split_by_runs(j, x) for j, x in enumerate(self._copy)]
+        # Large tensors move where they are; joined ones are small, and are moved in a copy.
+        self._in_place = list(self._copy)
+        for j, b in enumerate(self.space.blocks):
+            if b.joined:
+                moved = torch.empty_like(self._copy[j])
+                self._moved[j] = moved, self.space.split(j, moved)
+            else:
+                self._in_place[j] = self.space.parts[j][0]

@@ -1,0 +1,7 @@
+"""What to do: which cells a study has, as a function of the rows so far.
+
+`tuning` has the idea (a method in a setting, with the candidates that tuning chooses from) and the
+protocol `Plan`, which workers ask what is next. There are two plans: `comparison.Comparison`, that
+of `flatmin compare`, and `grid.ScaledRecipe`, a recipe at a scale. `recipe` finds and checks the
+files under recipes/, whose pieces `schema` describes; `serialization` keeps plans in a database.
+"""

@@ -1,0 +1,37 @@
+"""What a run in a table is measured by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from flatmin.studies.store.row import Row
+
+MEASURES: Mapping[str, Callable[[Row], float | None]] = {
+    "accuracy": lambda row: row.accuracy,
+    "train_accuracy": lambda row: row.curves.train_accuracy[-1],
+    "share": lambda row: row.share,
+    "ratio": lambda row: row.ratio,
+    "passes": lambda row: row.curves.passes[-1],
+    "radius": lambda row: row.radius,
+    "seconds_per_epoch": lambda row: row.seconds_per_epoch,
+    "minutes": lambda row: sum(row.curves.seconds) / 60,
+}
+"""What every run is measured by: % right on the test set, % of the training labels in the last
+epoch, %SAM, gradient cost over that of the base optimizer, passes over the training images, mean
+‖ε‖, seconds and minutes of training."""
+
+
+def value(row: Row, measure: str) -> float | None:
+    """What `row` has for a measure; None where it was not finite or not measured.
+
+    Args:
+        row: a finished run.
+        measure: one of `MEASURES`, a name in `examine`, or `observed:<name in observe>`: the last
+            number recorded.
+    """
+    if measure in MEASURES:
+        return MEASURES[measure](row)
+    kind, _, name = measure.partition(":")
+    if kind == "observed":
+        return (row.observed.get(name) or [None])[-1]
+    return row.examined.get(measure)

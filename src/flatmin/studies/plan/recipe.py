@@ -1,0 +1,209 @@
+"""Recipes: every table and figure of the papers as a file of settings, methods, seeds and numbers.
+
+    recipe = Recipe.find("agnostic-sam/table-5")
+    plan = recipe.at("small")
+    print(plan.says, plan.estimate.hours)
+
+A recipe is complete: what is not in it does not change the result. docs/recipes.md tells how one is
+written.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+import flatmin
+from flatmin.studies.plan import yamlfile
+from flatmin.studies.plan.estimate import Estimate
+from flatmin.studies.plan.grid import ScaledRecipe
+from flatmin.studies.plan.measures import MEASURES
+from flatmin.studies.plan.schema import (
+    RecipeContent,
+    Scale,
+    Strict,
+)
+from flatmin.studies.store import files
+from flatmin.training.data import corruptions, sets
+from flatmin.training.errors import InputError, unknown
+
+
+class Paper(Strict):
+    """Where a recipe comes from."""
+
+    title: str
+    authors: str
+    venue: str
+    arxiv: str | None = None
+
+
+class Recipe(RecipeContent):
+    """A table or a figure: what its file says, looked at as a whole."""
+
+    @classmethod
+    def find(cls, name: str) -> Recipe:
+        """The recipe at the path `name`, or the shipped one of that name.
+
+        Raises InputError, in one line, where there is none or where it is not a recipe.
+        """
+        shipped = {known: folder() / f"{known}.yaml" for known in names()}
+        if name in shipped:
+            return cls.load(shipped[name])
+        if files.is_file(Path(name)):
+            return cls.load(Path(name))
+        raise unknown("recipe", name, shipped)
+
+    @classmethod
+    def load(cls, path: Path) -> Recipe:
+        """The recipe in the file at `path`; InputError names file, key and nearest known key."""
+        content = yamlfile.read(path)
+        name = f"{path.parent.resolve().name}/{path.stem}".lstrip("/")
+        try:
+            recipe = cls.model_validate({"name": name, **content})
+        except ValidationError as error:
+            raise InputError(f"{path}: {_first(error)}") from None
+        try:
+            recipe._check()
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        return recipe
+
+    def at(self, scale: str) -> ScaledRecipe:
+        """What there is to do at one of `scales`."""
+        if scale not in self.scales:
+            raise unknown("scale", scale, self.scales)
+        return ScaledRecipe(self, scale)
+
+    def require(self) -> None:
+        """Raise InputError where a part in `needs` is not there yet."""
+        for part in self.needs:
+            if importlib.util.find_spec(f"flatmin.{part}") is None:
+                raise InputError(
+                    f"{self.name} needs the part {part!r} of flatmin, which this version does not "
+                    f"have: `flatmin recipes` lists those that need nothing"
+                )
+
+    def _check(self) -> None:
+        """Everything that a reader of the file alone cannot see; by doing all but the training."""
+        if any(part in ("", ".", "..") for part in self.name.split("/")) or "\0" in self.name:
+            raise InputError(
+                f"name {self.name!r} is no folder below runs/: give one such as paper/table-1"
+            )
+        if "full" not in self.scales:
+            raise InputError("scales: there is no full: add `full: {}`")
+        for scale in self.scales:
+            plan = self.at(scale)
+            plan.check()
+            for name in {name for run in plan.runs for name in run.examine}:
+                _require_examination(name)
+        self._check_measures(self.at("full"))
+        self._check_printed()
+
+    def _check_measures(self, plan: ScaledRecipe) -> None:
+        runs = [tuned.usual for tuned in plan.tuned_methods]
+        known = {
+            *MEASURES,
+            *(name for run in runs for name in run.examine),
+            *(f"observed:{name}" for run in runs for name in run.observe),
+        }
+        for measure in self.measures:
+            part = measure.partition(":")[0]
+            if measure not in known and part not in self.needs:
+                raise unknown("measure", measure, known)
+
+    def _check_printed(self) -> None:
+        seen: set[object] = set()
+        for number in self.printed:
+            where = f"printed {number.model_dump(exclude_none=True)}"
+            if number.method not in self.methods:
+                raise InputError(f"{where}: {unknown('method', number.method, self.methods)}")
+            if number.measure is not None and number.measure not in self.measures:
+                raise InputError(f"{where}: {unknown('measure', number.measure, self.measures)}")
+            for axis, label in number.at.items():
+                if axis not in self.grid:
+                    raise InputError(f"{where}: {unknown('axis', axis, self.grid)}")
+                if label not in self.grid[axis]:
+                    raise InputError(f"{where}: {unknown(axis, label, self.grid[axis])}")
+            for axis, values in self.grid.items():
+                if axis not in number.at and len(values) > 1:
+                    raise InputError(f"{where}: no {axis}: give one of {', '.join(values)}")
+            place = (number.method, number.measure or self.measure, *sorted(number.at.items()))
+            if place in seen:
+                raise InputError(f"{where}: the second number at that position: remove one")
+            seen.add(place)
+
+
+def _require_examination(name: str) -> None:
+    """A name that `flatmin.training.evaluation` knows; whether it fits the data is seen there."""
+    what = name.removesuffix("top-5").removesuffix(":")
+    found, _, kind = what.partition(":")
+    corrupted = ("cifar10-c", "cifar100-c", "imagenet-c")
+    if found in corrupted and kind:
+        corruptions.parse(what)
+    known = ("", "hub", "digits", *corrupted, *sets.KNOWN)
+    if found not in known and not files.is_folder(Path(what)) and not files.is_file(Path(what)):
+        raise unknown("examination", name, ["top-5", *known[2:]])
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing that does not fit, and where."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+    ours = first.get("ctx", {}).get("error")
+    said = str(ours) if ours else f"{first['msg'].lower()}, found {first['input']!r}"
+    return f"{where}: {said}" if where else said
+
+
+def folder() -> Path:
+    """Where the recipes that come with flatmin are: in the package, or beside its source."""
+    package = Path(flatmin.__file__).parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parents[1] / "recipes"
+
+
+def names() -> list[str]:
+    """Of the recipes that come with flatmin, by paper and number."""
+    found = [path.relative_to(folder()).with_suffix("") for path in folder().glob("*/*.yaml")]
+    return sorted((path.as_posix() for path in found), key=_by_number)
+
+
+def _by_number(name: str) -> tuple[str, str, int, str]:
+    paper, _, shown = name.partition("/")
+    kind, _, number = shown.partition("-")
+    return paper, kind, int(number) if number.isdecimal() else 0, number
+
+
+def papers() -> dict[str, Paper]:
+    """By the names of their folders."""
+    content = yamlfile.read(folder() / "papers.yaml")
+    return {name: Paper.model_validate(paper) for name, paper in content.items()}
+
+
+@dataclass(frozen=True)
+class RecipeSummary:
+    """A recipe in a list: its name, what it is, and what each scale takes."""
+
+    name: str
+    shows: str
+    title: str
+    needs: tuple[str, ...]
+    estimates: Mapping[Scale, Estimate]
+
+
+def summaries() -> list[RecipeSummary]:
+    """Every recipe that comes with flatmin."""
+    found = [Recipe.find(name) for name in names()]
+    return [
+        RecipeSummary(
+            recipe.name,
+            recipe.shows,
+            recipe.title,
+            recipe.needs,
+            {scale: recipe.at(scale).estimate for scale in recipe.scales},
+        )
+        for recipe in found
+    ]

@@ -1,0 +1,334 @@
+"""What a report says about one run, whatever the format: of a recipe, or of a comparison."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flatmin.studies.plan.comparison import Comparison
+from flatmin.studies.plan.grid import ScaledRecipe, merged
+from flatmin.studies.plan.recipe import papers
+from flatmin.studies.plan.schema import Changes
+from flatmin.studies.plan.tuning import Progress
+from flatmin.studies.report import figures, status, summary, tables, text
+from flatmin.studies.report import paper as beside
+from flatmin.studies.report.figures import Figure
+from flatmin.studies.report.measures import heading
+from flatmin.studies.report.paper import PaperTable
+from flatmin.studies.report.runs import Record
+from flatmin.studies.report.summary import Summary, Verdict
+from flatmin.studies.report.tables import Layout, Table
+from flatmin.studies.store import files
+from flatmin.studies.store.row import Row
+from flatmin.studies.store.store import Failed
+
+_SHOWN = 6
+"""Remarks of one kind before the rest is counted."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One run in a report.
+
+    Fields:
+        group: the folder of the paper, or "compare".
+        source: the paper; empty for a comparison.
+        name, scale: of the recipe; the scale is empty for a comparison.
+        shows: what the paper calls it.
+        title: what the numbers are.
+        about: what the paper leaves open, and what is done here.
+        done, total: runs that have finished, and all.
+        verdict: what the table means; None where it ranks nothing.
+        remarks: what a reader must know before believing the table.
+        methods: all of them, in order.
+        axes: those with several labels.
+        table, figures: what is shown.
+        data: what the figures show.
+        paper: whether numbers of the paper stand in the table.
+        tuned: whether hyperparameters are chosen on held-out images.
+        command: that does it again.
+        settings: how the runs were made, by name.
+    """
+
+    group: str
+    source: str
+    name: str
+    scale: str
+    shows: str
+    title: str
+    about: str
+    done: int
+    total: int
+    verdict: Verdict | None
+    remarks: tuple[str, ...]
+    methods: tuple[str, ...]
+    axes: Mapping[str, Sequence[str]]
+    table: Table
+    figures: Sequence[Figure]
+    data: Mapping[str, Any]
+    paper: bool
+    tuned: bool
+    command: str
+    settings: Sequence[tuple[str, str]]
+
+    @property
+    def alone(self) -> bool:
+        """Whether settings are compared rather than methods."""
+        return len(self.methods) == 1 and bool(self.axes)
+
+    @property
+    def anchor(self) -> str:
+        """A name for links."""
+        return re.sub(r"[^a-z0-9]+", "-", f"{self.name} {self.scale}".lower()).strip("-")
+
+
+def of_record(record: Record) -> Section:
+    """What there is to say about a run."""
+    if isinstance(record.plan, Comparison):
+        return _of_comparison(record.plan, record)
+    return _of_recipe(record.plan, record)
+
+
+# Comparisons ----------------------------------------------------------------------------------
+
+
+def _of_comparison(comparison: Comparison, record: Record) -> Section:
+    found = summary.of_comparison(comparison, record.rows, record.failures)
+    remarks = summary.remarks(comparison, found) if found.lines else []
+    return of_summary(comparison, found, _partial(record) + remarks, record.rows, record.progress)
+
+
+def of_summary(
+    comparison: Comparison,
+    found: Summary,
+    remarks: Iterable[str],
+    rows: Mapping[str, Row],
+    progress: Progress,
+) -> Section:
+    """A comparison whose table is made already."""
+    layout = Layout(
+        measures=("accuracy",),
+        axes=(),
+        first=found.first,
+        sam=None,
+        costs=tuple(name for name in tables.COSTS if name != "passes"),
+        beside=False,
+        runs=False,
+        rho="tuned" if comparison.tune else "given" if comparison.rho else "default",
+    )
+    blocks = [PaperTable({}, found, {})]
+    titles = tuple(line.title for line in found.lines)
+    return Section(
+        group="compare",
+        source="",
+        name=f"compare {comparison.data}",
+        scale="",
+        shows="",
+        title=_subject(comparison),
+        about="",
+        done=progress.done,
+        total=progress.total,
+        verdict=summary.verdict(found) if found.lines else _NOTHING,
+        remarks=tuple(remarks),
+        methods=titles,
+        axes={},
+        table=tables.table(layout, blocks),
+        figures=figures.figures(blocks, {}, "accuracy", found.first, beside=False),
+        data=figures.data(blocks, {}, titles, "accuracy", found.first, beside=False),
+        paper=False,
+        tuned=comparison.tune is not None,
+        command=command(comparison),
+        settings=[*_fields(comparison.model_dump()), *_provenance(rows)],
+    )
+
+
+def command(comparison: Comparison) -> str:
+    """The command line that asks for `comparison`, with nothing left to defaults."""
+    words = ["flatmin", "compare"]
+    for name, value in comparison.model_dump(exclude={"momentum", "augment"}).items():
+        if value is None or (name == "tuning_seeds" and not comparison.tune):
+            continue
+        words += [f"--{name.replace('_', '-')}", files.as_typed(value)]
+    return shlex.join(words if comparison.augment else [*words, "--no-augment"])
+
+
+def _subject(comparison: Comparison) -> str:
+    share = "" if comparison.noise == "0" else f", label noise {comparison.noise}"
+    return f"{comparison.data}{share}: {comparison.model}, {comparison.epochs} epochs"
+
+
+# Recipes --------------------------------------------------------------------------------------
+
+
+def _of_recipe(plan: ScaledRecipe, record: Record) -> Section:
+    recipe = plan.recipe
+    blocks = beside.blocks(plan, record.rows)
+    axes = {axis: tuple(values) for axis, values in plan.grid.items() if len(values) > 1}
+    methods = tuple(plan.methods)
+    first = methods[0]
+    full = plan.scale == "full"
+    paper = any(block.printed for block in blocks)
+    layout = Layout(
+        measures=recipe.measures,
+        axes=tuple(axes),
+        first=first if len(methods) > 1 else None,
+        sam=next((block.sam for block in blocks if block.sam), None),
+        costs=tuple(name for name in tables.COSTS if name != "seconds_per_epoch"),
+        beside=full and paper,
+        runs=True,
+        rho="tuned" if plan.tune else "as set",
+    )
+    return Section(
+        group=recipe.paper,
+        source=_source(recipe.paper),
+        name=recipe.name,
+        scale=plan.scale,
+        shows=recipe.shows,
+        title=recipe.title.replace(" %", "\u00a0%"),
+        about=recipe.about.strip(),
+        done=record.progress.done,
+        total=record.progress.total,
+        verdict=_judge(plan, blocks),
+        remarks=tuple(_remarks(plan, record, blocks, paper)),
+        methods=methods,
+        axes=axes,
+        table=tables.table(layout, [block for block in blocks if block.summary.lines]),
+        figures=figures.figures(blocks, axes, recipe.measure, first, full),
+        data=figures.data(blocks, axes, methods, recipe.measure, first, full),
+        paper=paper,
+        tuned=plan.tune is not None,
+        command=shlex.join(["flatmin", "run", record.asked or recipe.name, "--scale", plan.scale]),
+        settings=[*_settings(plan), *_provenance(record.rows)],
+    )
+
+
+def _judge(plan: ScaledRecipe, blocks: Sequence[PaperTable]) -> Verdict | None:
+    """What the recipe's table means; None where it does not rank the methods."""
+    if not any(block.summary.lines for block in blocks):
+        return _NOTHING
+    return beside.verdict(blocks) if heading(plan.recipe.measure).accuracy else None
+
+
+def _source(folder: str) -> str:
+    paper = papers().get(folder)
+    if paper is None:
+        return folder
+    arxiv = f", arXiv:{paper.arxiv}" if paper.arxiv else ""
+    return f"{paper.title}. {paper.authors}, {paper.venue}{arxiv}"
+
+
+def _remarks(
+    plan: ScaledRecipe, record: Record, blocks: Sequence[PaperTable], paper: bool
+) -> Iterable[str]:
+    yield from _partial(record)
+    if plan.says:
+        yield f"Smaller than full scale: {_sentence(plan.says)}"
+    if paper and plan.scale != "full":
+        yield (
+            "The paper's numbers, beneath ours, are for its own setting: what can be compared are "
+            "orders and differences, not values."
+        )
+    elif plan.recipe.printed and not paper:
+        yield "The paper's numbers are for other data, and do not stand beside ours."
+    lines = [(block, line) for block in blocks for line in block.summary.lines]
+    yield from _some(
+        [
+            f"{_where(plan, block)}{line.title}: {trouble}."
+            for block, line in lines
+            for trouble in line.troubles
+        ]
+    )
+    yield from _some([_missing(failure) for failure in record.failures])
+    edges = [
+        f"{_where(plan, block)}{line.title} ({line.rho:g})" for block, line in lines if line.edge
+    ]
+    if edges:
+        yield (
+            f"The chosen radius is at the edge of what was tried for {_counted(edges)}: a better "
+            f"one may lie beyond."
+        )
+
+
+def _partial(record: Record) -> list[str]:
+    if not record.progress.left:
+        return []
+    done, total = record.progress.done, record.progress.total
+    working = f", {record.running} at work" if record.running else ""
+    return [f"Not finished: {done} of {total} runs{working}. The numbers will change."]
+
+
+def _missing(failure: Failed) -> str:
+    return f"Missing: {status.described(failure.training)}: {failure.reason}."
+
+
+def _where(plan: ScaledRecipe, block: PaperTable) -> str:
+    labels = [block.position[axis] for axis, values in plan.grid.items() if len(values) > 1]
+    return "".join(f"{label}, " for label in labels)
+
+
+def _some(lines: Sequence[str]) -> Iterable[str]:
+    yield from lines[:_SHOWN]
+    if len(lines) > _SHOWN:
+        yield f"… and {len(lines) - _SHOWN} more of the kind."
+
+
+def _counted(names: Sequence[str]) -> str:
+    if len(names) <= _SHOWN:
+        return text.listing(names)
+    return f"{', '.join(names[:_SHOWN])} and {len(names) - _SHOWN} more"
+
+
+def _settings(plan: ScaledRecipe) -> Iterable[tuple[str, str]]:
+    yield from _fields(merged(plan.recipe.fields, plan.recipe.scales[plan.scale].fields))
+    for label, changes in plan.methods.items():
+        yield label, _changes(changes)
+    yield "seeds", str(plan.seeds)
+    if plan.tune:
+        tried = plan.tune.rho or plan.tune.factors
+        of = "" if plan.tune.rho else " times each method's radius"
+        yield "tuned", f"{files.as_typed(tried)}{of}, {plan.tune.seeds} runs of each"
+
+
+def _changes(changes: Changes) -> str:
+    return ", ".join(
+        str(value) if name == "method" else f"{name} {files.as_typed(value)}"
+        for name, value in changes.items()
+    )
+
+
+# Both -----------------------------------------------------------------------------------------
+
+_NOTHING = Verdict("No run has finished", "")
+
+
+def _fields(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (name.replace("_", " "), files.as_typed(value))
+        for name, value in values.items()
+        if value is not None
+    ]
+
+
+def _provenance(rows: Mapping[str, Row]) -> Iterable[tuple[str, str]]:
+    """Where the numbers come from; several where they are mixed."""
+    of: Mapping[str, Callable[[Row], str]] = {
+        "commit": lambda row: row.commit,
+        "software": lambda row: ", ".join(f"{name} {v}" for name, v in row.versions.items()),
+        "device": lambda row: row.device,
+        "threads a run": lambda row: str(row.threads),
+        "images": lambda row: row.images or "unknown",
+    }
+    for name, told in of.items():
+        yield name, "; ".join(sorted({told(row) for row in rows.values()}))
+    walls = [row.wall for row in rows.values() if row.wall is not None]
+    if walls:
+        yield "training time", status.duration(math.fsum(walls))
+
+
+def _sentence(words: str) -> str:
+    words = words.strip()
+    return words if words.endswith(".") else f"{words}."

@@ -1,0 +1,63 @@
+"""Numbers and lists as a reader expects them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from flatmin.studies.plan.schema import Printed
+from flatmin.studies.report.statistics import Difference, Spread
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number with a true minus sign; a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    rounded = round(value, digits) + 0.0  # no minus before a zero
+    return f"{rounded:.{digits}f}".replace("-", "−")
+
+
+def spread(value: Spread, digits: int = 1) -> str:
+    """`92.2 ± 0.4`; the mean alone where there is no spread."""
+    if not math.isfinite(value.sd):
+        return number(value.mean, digits)
+    return f"{number(value.mean, digits)} ± {number(value.sd, digits)}"
+
+
+def difference(value: Difference | None) -> str:
+    """`+3.1 [2.4, 3.8]`; a dash where there is none."""
+    if value is None or not value.n:
+        return "–"
+    return ("+" if value.mean > 0 else "") + interval(value)
+
+
+def signed(value: float | None, digits: int = 1) -> str:
+    """`+3.1`; a dash where there is none."""
+    plus = value is not None and round(value, digits) > 0
+    return ("+" if plus else "") + number(value, digits)
+
+
+def printed(value: Printed | None) -> str:
+    """A paper's number as printed; a dash where there is none."""
+    if value is None:
+        return "–"
+    mean = f"{value.mean:g}".replace("-", "−")
+    return mean if value.sd is None else f"{mean} ± {value.sd:g}"
+
+
+def interval(value: Difference) -> str:
+    """`3.1 [2.4, 3.8]`; the mean alone where there is no interval."""
+    if not math.isfinite(value.low):
+        return number(value.mean, 1)
+    return f"{number(value.mean, 1)} [{number(value.low, 1)}, {number(value.high, 1)}]"
+
+
+def points(value: Difference) -> str:
+    """`3.1 points [2.4, 3.8]`."""
+    mean, _, rest = interval(value).partition(" ")
+    return f"{mean} points {rest}".rstrip()
+
+
+def listing(parts: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

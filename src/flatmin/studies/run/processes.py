@@ -1,0 +1,237 @@
+"""Workers as processes of this machine: started together, replaced when they die."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+
+from flatmin.studies.plan.tuning import Plan, Progress
+from flatmin.studies.run.worker import CellTrainer, work
+from flatmin.studies.store import provenance
+from flatmin.studies.store.location import StudyLocation
+from flatmin.studies.store.store import Store
+from flatmin.training.errors import InputError
+
+_HOPELESS = 5
+"""Deaths of a worker in a row, without anything finished, after which no other is started."""
+
+
+def run(
+    store: Store,
+    plan: Plan,
+    trainer: CellTrainer,
+    count: int,
+    tick: Callable[[Store, Progress], None] | None = None,
+    *,
+    pause: float = 0.25,
+) -> None:
+    """Work on a plan in `count` processes until it is done.
+
+    `tick` is called at the start and every `pause` seconds with the store as it is by then, and how
+    far it is. A worker that dies is replaced, and its cell taken up again. However this ends, the
+    workers end with it. Raises InputError where no worker can go on.
+    """
+    team: list[_Member] = []
+    deaths, progress = 0, -1
+    tallied = _Reported(plan, store)
+    if tick is not None:
+        tick(store, tallied.now)
+    count = min(count, tallied.now.left)
+    if count:
+        _await_server()
+    try:
+        team.extend(_Member(store.place, plan, trainer, index) for index in range(count))
+        while team:
+            ready = wait([member.process.sentinel for member in team], timeout=pause)
+            store.refresh()
+            if len(store.rows) != progress:
+                deaths, progress = 0, len(store.rows)
+            for member in [m for m in team if m.process.sentinel in ready]:
+                team.remove(member)
+                ended = member.ended()
+                if not ended:
+                    continue
+                deaths += 1
+                if deaths > _HOPELESS * count:
+                    raise InputError(f"every worker dies ({ended}): see what it says above")
+                member.bury(store, ended)
+                team.append(_Member(store.place, plan, trainer, member.index))
+            if tick is not None:
+                tallied.renew(store)
+                tick(store, tallied.now)
+    finally:
+        for member in team:
+            member.stop()
+    store.refresh()
+
+
+def usual() -> int:
+    """How many workers a machine takes: one for each GPU, or for each core."""
+    return torch.cuda.device_count() or os.cpu_count() or 1
+
+
+_USED_LATER = (
+    "flatmin.studies.run.trainer",
+    "optuna.storages._rdb.models",
+    "alembic.command",
+    "sqlalchemy.dialects.sqlite",
+    "sqlalchemy.dialects.postgresql",
+)
+"""What a worker would import first of all; a module that is not there is passed over."""
+
+
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),  # the most that every glibc takes
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+}
+"""How glibc is told to keep what a step has freed for the next one. What it does by itself depends
+on what was freed before: often every step takes thousands of pages from the system anew."""
+
+
+class _Reported:
+    """How far a store is; taken anew on news, but for one part in twenty of the time at most."""
+
+    def __init__(self, plan: Plan, store: Store) -> None:
+        self._plan = plan
+        self._news: object = None
+        self._next = 0.0
+        self.now = Progress(0, 0, 0)
+        self.renew(store)
+
+    def renew(self, store: Store) -> None:
+        news, start = (len(store.rows), frozenset(store.failures)), time.monotonic()
+        if news == self._news or start < self._next:
+            return
+        self.now = self._plan.progress(store.rows, frozenset(store.failures))
+        self._news = news
+        self._next = start + 20 * (time.monotonic() - start)
+
+
+class _Member:
+    """The parent's side of one worker."""
+
+    def __init__(self, place: StudyLocation, plan: Plan, trainer: CellTrainer, index: int) -> None:
+        with _interrupts_ignored():  # the server is born with what its parent ignores
+            context = _context()
+        self.index = index
+        self._pipe, theirs = context.Pipe()
+        arguments = (theirs, place, plan, trainer, index)
+        self.process = context.Process(target=_work, args=arguments, daemon=True)
+        with _interrupts_ignored():  # a child is born with what its parent ignores
+            self.process.start()
+        theirs.close()  # so that the end of either process is the end of the pipe
+
+    def ended(self) -> str:
+        """How it died; empty if it left because all was done. Raises what it could not mend."""
+        self.process.join()
+        with suppress(EOFError, OSError):
+            if self._pipe.poll():
+                raise InputError(self._pipe.recv())
+        self._pipe.close()
+        code = self.process.exitcode or 0
+        if code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        return f"exit status {code}" if code else ""
+
+    def bury(self, store: Store, how: str) -> None:
+        """Let others take up the cell that it was at."""
+        for cell in list(store.running.values()):
+            if cell.owner.pid == self.process.pid and cell.owner.machine == provenance.machine():
+                store.release(cell, f"its worker died ({how})")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.join()
+        self._pipe.close()
+
+
+def _await_server() -> None:
+    """Return once the server has imported everything: seconds in which an interrupt is heard."""
+    with _interrupts_ignored():
+        context = _context()
+    if context.get_start_method() == "forkserver":
+        first = context.Process(target=_nothing, daemon=True)
+        first.start()
+        first.join()
+
+
+def _nothing() -> None:
+    pass
+
+
+def _context() -> Any:
+    """Workers are forked from a server that has imported everything once, where that is offered."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, *_USED_LATER])
+    with _environment(ALLOCATOR):  # it is read when a program starts
+        forkserver.ensure_running()
+    return context
+
+
+@contextmanager
+def _environment(settings: Mapping[str, str]) -> Generator[None, None, None]:
+    """Settings of processes that are started meanwhile, where the user has not made them."""
+    new = [name for name in settings if name not in os.environ]
+    os.environ.update({name: settings[name] for name in new})
+    try:
+        yield
+    finally:
+        for name in new:
+            del os.environ[name]
+
+
+@contextmanager
+def _interrupts_ignored() -> Generator[None, None, None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _work(
+    pipe: Connection[Any, Any], place: StudyLocation, plan: Plan, trainer: CellTrainer, index: int
+) -> None:
+    """The child's side. Any number of children gives the same rows: each has one thread."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    threading.Thread(target=_outlive_nobody, args=(pipe,), daemon=True).start()
+    warnings.simplefilter("ignore", RuntimeWarning)  # skipped steps are counted and reported
+    torch.set_num_threads(1)
+    _share_devices(index)
+    try:
+        work(Store.join(place, allow_mixed=True), plan, trainer)
+    except InputError as error:
+        pipe.send(str(error))
+        sys.exit(2)
+
+
+def _outlive_nobody(pipe: Connection[Any, Any]) -> None:
+    """End this process when its parent has ended, even by a kill."""
+    with suppress(OSError):
+        pipe.poll(None)  # nothing ever comes but the end
+    os._exit(1)
+
+
+def _share_devices(index: int) -> None:
+    """Give each worker a GPU of its own as long as there are some."""
+    count = torch.cuda.device_count()
+    if count:
+        named = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
+        os.environ["CUDA_VISIBLE_DEVICES"] = named.split(",")[index % count]

@@ -1,0 +1,112 @@
+"""A finished training run as it is stored: what was asked for, what came out, where and how."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from flatmin.studies.store import provenance
+from flatmin.studies.store.files import finite
+from flatmin.training.loop import Epoch, Run
+
+
+class Curves(BaseModel):
+    """One number per epoch; None where it was not finite. See `flatmin.training.Epoch`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    loss: list[float | None]
+    train_accuracy: list[float]
+    accuracy: list[float]
+    passes: list[float]
+    seconds: list[float]
+
+
+class Row(BaseModel):
+    """One finished run.
+
+    Fields:
+        key: hash of `training`.
+        training: everything that determined the run, as in `flatmin.training.Training`.
+        accuracy: in % after the last epoch, on the test images or on the held-out ones.
+        examined: accuracy in % on further sets, by their names in `training.examine`.
+        observed: what was recorded along the run, by the names in `training.observe`.
+        curves: epoch by epoch.
+        cost: the optimizer's counts, the same on any machine.
+        ratio: gradient cost in passes over the primary batches.
+        share: perturbed steps in %.
+        radius: mean ‖ε‖ over the perturbed steps; None if there were none.
+        seconds_per_epoch: of training, evaluation left out.
+        wall: seconds from taking the run up to its end; after an interruption, of the last part.
+        images: fingerprint of the data set.
+        trouble: why the number should not be taken at face value; None if nothing is wrong.
+        threads: of torch in the process that trained.
+        processes: that trained together.
+        device: what trained, in words.
+        commit: of flatmin's source; see `flatmin.studies.store.provenance.commit`.
+        versions: of the software that trained.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    training: dict[str, Any]
+    accuracy: float
+    examined: dict[str, float | None] = {}
+    observed: dict[str, list[float | None]] = {}
+    curves: Curves
+    cost: dict[str, int | float]
+    ratio: float | None
+    share: float | None
+    radius: float | None
+    seconds_per_epoch: float
+    wall: float | None = None
+    images: str | None = None
+    trouble: str | None
+    threads: int
+    processes: int = 1
+    device: str = "unknown"
+    commit: str = "unknown"
+    versions: dict[str, str]
+
+    @property
+    def method(self) -> str:
+        return self.training["method"]
+
+    @property
+    def rho(self) -> float | None:
+        return self.training["rho"]
+
+    @property
+    def seed(self) -> int:
+        return self.training["seed"]
+
+
+def row_of(run: Run, *, images: str | None = None, wall: float | None = None) -> Row:
+    """A run as it is stored; `images` and `wall` as in `Row`."""
+    columns = {
+        name: [getattr(epoch, name) for epoch in run.epochs] for name in Epoch.__dataclass_fields__
+    }
+    return Row(
+        key=run.training.key,
+        training=asdict(run.training),
+        accuracy=run.accuracy,
+        examined=finite(run.examined),
+        observed=finite(run.observed),
+        curves=Curves(**finite(columns)),
+        cost=asdict(run.cost),
+        ratio=finite(run.cost.ratio),
+        share=finite(run.cost.share),
+        radius=finite(run.cost.radius),
+        seconds_per_epoch=run.seconds_per_epoch,
+        wall=wall,
+        images=images,
+        trouble=run.trouble,
+        threads=run.threads,
+        processes=run.processes,
+        device=provenance.described(run.device),
+        commit=provenance.commit(),
+        versions=provenance.versions(),
+    )

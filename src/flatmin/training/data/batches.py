@@ -1,0 +1,301 @@
+"""The images of one run, and the batches that it draws from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flatmin.training import models
+from flatmin.training.data import noise
+from flatmin.training.data.augmentation import Augmentation, Images, moments
+from flatmin.training.data.images import ImageData, others, stratified
+from flatmin.training.data.stream import Pixels, Streamed
+from flatmin.training.errors import InputError
+from flatmin.training.processes import ProcessGroup
+from flatmin.training.seeds import generator
+from flatmin.training.settings import Training
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images of one step, as this rank sees them.
+
+    Fields:
+        images: normalised, float (b, channels, size, size).
+        labels: as given, int64 (b,).
+        wrong: where noise has moved the label, bool (b,).
+    """
+
+    images: Tensor
+    labels: Tensor
+    wrong: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def at(self, rows: Tensor | slice | None) -> Batch:
+        """Some of the images; all of them for None."""
+        return (
+            self if rows is None else Batch(self.images[rows], self.labels[rows], self.wrong[rows])
+        )
+
+    def parts(self, size: int) -> Iterator[Batch]:
+        """The batch in even parts of at most `size` images; itself if it is no larger."""
+        if len(self) <= size:
+            yield self
+            return
+        for rows in torch.arange(len(self)).tensor_split(-(-len(self) // size)):
+            yield self.at(slice(int(rows[0]), int(rows[-1]) + 1))
+
+
+class ImageSet:
+    """Images with their labels, normalised and brought to the size of the run.
+
+    Smaller images are kept as they are and enlarged batch by batch; larger ones are made smaller
+    once and for all.
+
+    Args:
+        pixels: uint8 (n, channels, side, side).
+        labels: int64 (n,).
+        mean, std: of each channel, in the units of `pixels`.
+        size: side of the images in a batch, in pixels.
+        margin: pixels by which the images are larger than what a model sees of them.
+        augmentation: of the batches that `draw` gives; the side of its cutout is one of `size`.
+    """
+
+    def __init__(
+        self,
+        pixels: Pixels,
+        labels: Tensor,
+        mean: Tensor,
+        std: Tensor,
+        *,
+        size: int,
+        margin: int = 0,
+        augmentation: Augmentation | None = None,
+        wrong: Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not margin:
+            pixels = _stored(pixels.to(device), min(size, pixels.shape[2]))
+        augmentation = augmentation or Augmentation()
+        hole = round(augmentation.cutout * (pixels.shape[2] - margin) / size)
+        self._size = size
+        self._images = Images(
+            pixels.to(device), mean, std, replace(augmentation, cutout=hole), margin
+        )
+        self._labels = labels.to(device)
+        self._wrong = (torch.zeros_like(labels, dtype=torch.bool) if wrong is None else wrong).to(
+            device
+        )
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    @property
+    def chunk(self) -> int:
+        """How many images are evaluated at once: fewer where they are large.
+
+        On a CPU what one layer makes of them should stay in its cache.
+        """
+        most = 64 * 32**2 if self._labels.device.type == "cpu" else 500 * 64**2
+        return max(16, min(500, most // self._size**2))
+
+    def plain(self, rows: Tensor) -> Batch:
+        """The images `rows` (b,) as they are."""
+        return self._batch(self._images.plain(rows), rows)
+
+    def draw(self, rows: Tensor, source: torch.Generator, part: slice) -> Batch:
+        """A `part` of the images `rows` (b,), augmented; all draw the same numbers."""
+        return self._batch(self._images.draw(rows, source, part), rows[part])
+
+    def expect(self, rows: Tensor) -> None:
+        """Begin to decode the images `rows`, if they are streamed: they will be asked for."""
+        self._images.expect(rows)
+
+    def _batch(self, images: Tensor, rows: Tensor) -> Batch:
+        rows = rows.to(self._labels.device)
+        return Batch(_resized(images, self._size), self._labels[rows], self._wrong[rows])
+
+
+class BatchSampler:
+    """Full batches in a random order, round after round; where it stands can be saved.
+
+    Args:
+        images: what is drawn from.
+        size: images a batch, of all ranks together.
+        share: the part of each batch that is this rank's.
+        seed, purpose: of the two generators, one for the order and one for the augmentation.
+    """
+
+    def __init__(self, images: ImageSet, size: int, share: slice, seed: int, purpose: str) -> None:
+        self._images, self._size, self._share = images, size, share
+        self._order = generator(seed, f"{purpose}order")
+        self._augmentation = generator(seed, f"{purpose}augmentation")
+        self._before = self._order.get_state()
+        self._rest: list[Tensor] = []
+
+    def round(self) -> Iterator[Batch]:
+        """A new round: every image at most once."""
+        self._shuffle()
+        while self._rest:
+            yield self._draw()
+
+    def next(self) -> Batch:
+        """The next batch, of a new round if this one is at its end."""
+        if not self._rest:
+            self._shuffle()
+        return self._draw()
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands."""
+        return {
+            "order": self._before,
+            "left": len(self._rest),
+            "augmentation": self._augmentation.get_state(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self._order.set_state(state["order"])
+        self._shuffle()
+        del self._rest[state["left"] :]
+        self._augmentation.set_state(state["augmentation"])
+
+    def _shuffle(self) -> None:
+        self._before = self._order.get_state()
+        count = len(self._images)
+        order = torch.randperm(count, generator=self._order)
+        full = order[: count // self._size * self._size].view(-1, self._size)
+        self._rest = list(full.flip(0).unbind())  # the last is taken first
+
+    def _draw(self) -> Batch:
+        rows = self._rest.pop()
+        for coming in self._rest[-1:-3:-1]:
+            self._images.expect(coming[self._share])
+        return self._images.draw(rows, self._augmentation, self._share)
+
+
+class RunData:
+    """The images of one run: what it learns from, and what it is measured on.
+
+    Attributes:
+        size: side of the images, in pixels.
+        steps: of an epoch.
+        count: images in the primary batches of an epoch.
+        primary: the stream of primary batches, a round an epoch.
+        examined: the test images, or the held-out ones.
+    """
+
+    def __init__(self, training: Training, data: ImageData, group: ProcessGroup) -> None:
+        labels = noise.parse(training.noise).labels(data, training.seed)
+        self.size = training.size or data.size
+        self._moments = _moments(training, data)
+        self._group = group
+        self._training = training
+        kept, held = _parted(training, labels)
+        if not torch.isin(data.test_labels, data.train_labels).any():
+            raise InputError(
+                f"no class of the test images of {data.name} is among those of its training "
+                f"images: it is a set for episodes, on which accuracy would always be 0 %"
+            )
+        augmentation = Augmentation.standard(min(self.size, data.size), data.margin)
+        self._images = self.set(
+            data.train_images[kept],
+            labels[kept],
+            wrong=(labels != data.train_labels)[kept],
+            margin=data.margin,
+            augmentation=replace(
+                augmentation if training.augment else Augmentation(), cutout=training.cutout
+            ),
+        )
+        self.examined = (
+            self.set(data.test_images, data.test_labels, margin=data.margin)
+            if held is None
+            else self.set(data.train_images[held], labels[held], margin=data.margin)
+        )
+        self.steps = len(kept) // training.batch
+        self.count = self.steps * training.batch
+        if not self.steps:
+            raise InputError(
+                f"a batch of {training.batch} is more than the {len(kept)} images to train on: "
+                f"give a smaller --batch"
+            )
+        self.primary = self._stream(training.batch, "")
+
+    def auxiliary(self) -> BatchSampler:
+        """Batches from a stream of their own over the same training images."""
+        size = max(1, round(self._training.fraction * self._training.batch))
+        return self._stream(min(size, len(self._images)), "auxiliary ")
+
+    def set(
+        self,
+        pixels: Pixels,
+        labels: Tensor,
+        *,
+        margin: int = 0,
+        wrong: Tensor | None = None,
+        augmentation: Augmentation | None = None,
+    ) -> ImageSet:
+        """Images with the normalisation and the size of this run."""
+        return ImageSet(
+            pixels,
+            labels,
+            *self._moments,
+            size=self.size,
+            margin=margin,
+            augmentation=augmentation,
+            wrong=wrong,
+            device=self._group.device,
+        )
+
+    def _stream(self, size: int, purpose: str) -> BatchSampler:
+        share = self._group.share(size)
+        return BatchSampler(self._images, size, share, self._training.seed, purpose)
+
+
+def _moments(training: Training, data: ImageData) -> tuple[Tensor, Tensor]:
+    """By what images are normalised, in the units of their pixels.
+
+    Published weights go on seeing what they were trained to see; all others see the training
+    images with mean 0 and standard deviation 1.
+    """
+    network = models.MODELS[training.model]
+    if training.pretrained is None or network.hub is None or data.channels != 3:
+        return moments(data.train_images)
+    mean, std = 255 * torch.tensor(network.colours, dtype=torch.float64)
+    return mean, std
+
+
+def _parted(training: Training, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The rows to train on and, if some are held out, those."""
+    if not training.holdout:
+        return torch.arange(len(labels)), None
+    count = round(training.holdout * len(labels))
+    if not 0 < count < len(labels):
+        raise InputError(
+            f"holdout {training.holdout} of {len(labels)} training images leaves {count} to judge "
+            f"by: hold out at least one, and not all"
+        )
+    held = stratified(labels, count, generator(training.seed, "holdout"))
+    return others(len(labels), held), held
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    """Images (n, channels, side, side), uint8 or float, with sides of `size` pixels, bilinearly."""
+    if images.shape[2] == size:
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+
+
+def _stored(pixels: Pixels, size: int) -> Pixels:
+    """Images with sides of `size` pixels; streamed ones are resized when they are decoded."""
+    if isinstance(pixels, Streamed):
+        return pixels.then(partial(_resized, size=size), size)
+    return _resized(pixels, size)

@@ -1,0 +1,115 @@
+"""Images sorted into folders by class, and what any layout becomes: a `Content`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from flatmin.training.data.decoding import Encoded, Form, Part, common_form
+from flatmin.training.data.folders import Tree
+from flatmin.training.errors import InputError
+
+TESTED = ("test", "val", "validation", "valid")
+"""What the part to test on may be called; the first that is there counts."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """A data set, not yet decoded.
+
+    Fields:
+        classes: their names, by label.
+        train, test: one of them may be empty.
+    """
+
+    classes: tuple[str, ...]
+    train: Part
+    test: Part
+
+
+@dataclass(frozen=True)
+class PathList:
+    """Images and what they show.
+
+    Fields:
+        images: in the order of the set.
+        labels: the name of the class of each.
+    """
+
+    images: Sequence[Encoded]
+    labels: Sequence[str]
+
+    def part(self, classes: Sequence[str], form: Form) -> Part:
+        """With the labels as positions in `classes`."""
+        position = {name: label for label, name in enumerate(classes)}
+        labels = torch.tensor([position[name] for name in self.labels], dtype=torch.int64)
+        return Part.encoded(labels, self.images, form)
+
+
+def content(train: PathList, test: PathList, form: Form, classes: Sequence[str] = ()) -> Content:
+    """Two listings with `classes`, or the classes of both in alphabetical order."""
+    classes = tuple(classes or sorted({*train.labels, *test.labels}))
+    return Content(classes, train.part(classes, form), test.part(classes, form))
+
+
+def split(tree: Tree, names: Sequence[str] = TESTED) -> tuple[Tree, Tree] | None:
+    """The folders train/ and, under one of `names`, test/ of `tree`, if it has both."""
+    for name in names:
+        if {"train", name} <= tree.folders:
+            return tree.below("train"), tree.below(name)
+    return None
+
+
+def by_class(train: Tree, test: Tree, form: Form | int, *, disjoint: bool = False) -> Content:
+    """The images of `<class>/*` in two trees.
+
+    Args:
+        train: folders of classes.
+        test: the same.
+        form: of the images, or the largest side that they may have; see `common_form`.
+        disjoint: whether the classes of one differ from those of the other, as for episodes.
+
+    Raises InputError where the classes do not fit together.
+    """
+    listings = listed(train), listed(test)
+    found, others = (set(listing.labels) for listing in listings)
+    if found != others and not disjoint:
+        differing = ", ".join(sorted(found ^ others)[:10])
+        raise InputError(f"{train.place} and {test.place} differ in the classes {differing}")
+    if isinstance(form, int):
+        form = common_form([image for listing in listings for image in listing.images], form)
+    return content(*listings, form)
+
+
+def listed(tree: Tree) -> PathList:
+    """The images of `<class>/*`, class by class, both in alphabetical order.
+
+    Raises InputError where there are fewer than two classes, or one has fewer than two images.
+    """
+    classes = sorted(name for name in tree.folders if "/" not in name)
+    if len(classes) < 2:
+        raise InputError(
+            f"{tree.place} holds {len(classes)} class folders: expected one folder of images for "
+            f"each class, at least 2, or train/ and test/ with such folders inside"
+        )
+    inside: dict[str, list[str]] = {name: [] for name in classes}
+    for path in images_of(tree):
+        folder, within, _ = path.partition("/")
+        if within:
+            inside[folder].append(path)
+    for name, paths in inside.items():
+        if len(paths) < 2:
+            raise InputError(f"{tree.place}/{name} holds {len(paths)} images: expected at least 2")
+    return PathList(
+        [tree.files[path] for paths in inside.values() for path in paths],
+        [name for name, paths in inside.items() for _ in paths],
+    )
+
+
+def images_of(tree: Tree) -> list[str]:
+    """The paths of all images, in alphabetical order."""
+    endings = tuple(Image.registered_extensions())
+    return sorted(path for path in tree.files if path.lower().endswith(endings))

@@ -1,0 +1,149 @@
+"""The verdict says who wins, and never more than the seeds can tell."""
+
+import io
+import math
+from pathlib import Path
+
+import pytest
+from comparisons import outcome
+from rich.console import Console
+
+from flatmin.studies.report import terminal
+from flatmin.studies.report.summary import remarks, summarise, verdict
+
+LOW = [70.0, 72.0, 71.0, 69.0, 73.0]
+HIGH = [value + gap for value, gap in zip(LOW, [9.0, 10.0, 11.0, 10.0, 10.0], strict=True)]
+NEAR = [value + gap for value, gap in zip(HIGH, [-1.0, 1.0, -0.5, 0.5, -0.2], strict=True)]
+
+
+def test_a_clear_winner_is_named_with_its_lead(tmp_path: Path):
+    said = verdict(summarise(outcome(tmp_path, {"sgd": LOW, "sam": HIGH})))
+    assert said.headline == "SAM wins: 81.0 % on average over 5 seeds"
+    # the differences 9, 10, 11, 10, 10: sd 0.7071, t 2.776445, n 5
+    assert said.detail == "It is 10.0 points [9.1, 10.9] ahead of SGD."
+
+
+def test_the_first_method_may_win(tmp_path: Path):
+    said = verdict(summarise(outcome(tmp_path, {"sgd": HIGH, "sam": LOW})))
+    assert str(said).startswith("SGD wins: 81.0 % on average over 5 seeds. It is 10.0 points")
+
+
+def test_equals_are_no_winners(tmp_path: Path):
+    said = verdict(summarise(outcome(tmp_path, {"sgd": HIGH, "sam": NEAR})))
+    assert said.headline == "No winner: 5 seeds do not tell any method from SGD"
+    assert "SGD has the highest mean accuracy, 81.0 %" in said.detail
+    assert "[−0.9, 1.0] ahead of SAM" in said.detail
+
+
+def test_identical_methods_are_no_winners(tmp_path: Path):
+    assert verdict(summarise(outcome(tmp_path, {"sgd": LOW, "sam": LOW}))).headline == (
+        "No winner: 5 seeds do not tell any method from SGD"
+    )
+
+
+def test_a_leader_with_rivals_is_no_winner(tmp_path: Path):
+    summary = summarise(outcome(tmp_path, {"sgd": LOW, "sam": HIGH, "agnostic-sam": NEAR}))
+    assert [line.method for line in summary.rivals] == ["agnostic-sam"]
+    assert [line.method for line in summary.beaten] == ["sgd"]
+    said = verdict(summary)
+    assert said.headline == "No single winner: 5 seeds do not tell SAM from Agnostic-SAM"
+    assert "10.0 points [9.1, 10.9] ahead of SGD" in said.detail
+
+
+def test_a_single_seed_tells_nothing(tmp_path: Path):
+    said = verdict(summarise(outcome(tmp_path, {"sgd": [70.0], "sam": [99.0]})))
+    assert said.headline.startswith("Too few runs to tell: SAM has the highest accuracy, 99.0 %")
+    assert "wins" not in str(said)
+
+
+def test_nothing_is_made_of_the_cost_of_single_runs(tmp_path: Path):
+    found = outcome(tmp_path, {"sgd": [70.0], "sam": [70.0]})
+    assert remarks(found.comparison, summarise(found)) == []
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_table_fits_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int):
+    shown = io.StringIO()
+    console = Console(file=shown, width=width)
+    monkeypatch.setattr(terminal, "Console", lambda **options: console)
+    found = outcome(tmp_path, {"sgd": LOW, "agnostic-sam-previous": HIGH})
+    terminal.show(found, summarise(found), Path("report.html"))
+    lines = shown.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    rows = [line for line in lines if line.startswith("Agnostic-SAM (previous)  ")]
+    assert len(rows) == (2 if width == 80 else 1)
+    for value in ("81.0 ± 1.9", "+10.0 [9.1, 10.9]", "0.05", "2.00", "100", "0.050", "0.50"):
+        assert any(value in row for row in rows)
+
+
+def test_a_single_method_has_nobody_to_beat(tmp_path: Path):
+    said = verdict(summarise(outcome(tmp_path, {"sam": HIGH})))
+    assert str(said) == "SAM reaches 81.0 %. There is no other method to compare it with."
+
+
+def test_the_lines_of_the_table(tmp_path: Path):
+    summary = summarise(outcome(tmp_path, {"sgd": LOW, "sam": HIGH}))
+    sgd, sam = summary.lines
+    assert sgd.difference is None
+    assert sam.difference is not None
+    assert (sgd.rho, sam.rho) == (None, 0.05)
+    assert (sgd.ratio, sam.ratio) == (1.0, 2.0)
+    assert (sgd.mean("share"), sam.mean("share")) == (0.0, 100.0)
+    assert math.isnan(sgd.mean("radius"))
+    assert sam.mean("radius") == 0.05
+    assert sam.mean("seconds_per_epoch") == 0.5
+    assert sam.value.mean == 81.0
+
+
+def test_accuracy_at_equal_cost_is_read_where_the_cheapest_ended(tmp_path: Path):
+    """The made-up curves rise in a line, and SAM pays double: it stands half-way up."""
+    summary = summarise(outcome(tmp_path, {"sgd": LOW, "sam": HIGH, "agnostic-sam": HIGH}))
+    assert summary.common_cost == 4.0
+    assert [line.at_equal_cost.mean for line in summary.lines] == pytest.approx(
+        [71.0, 81.0 / 2, 81.0 / 2.5]
+    )
+
+
+def test_a_radius_at_the_edge_of_the_grid_is_remarked_upon(tmp_path: Path):
+    held_out = {"sam": {0.1: 30.0, 0.2: 40.0, 0.4: 50.0}, "agnostic-sam": {0.1: 1, 0.2: 9, 0.4: 5}}
+    found = outcome(
+        tmp_path,
+        {"sam": HIGH, "agnostic-sam": NEAR},
+        held_out=held_out,
+        tune="rho",
+        rho=(0.1, 0.2, 0.4),
+    )
+    summary = summarise(found)
+    assert [(line.rho, line.edge) for line in summary.lines] == [(0.4, True), (0.2, False)]
+    said = [r for r in remarks(found.comparison, summary) if "edge" in r]
+    assert len(said) == 1
+    assert said[0].startswith("The chosen radius is at the edge of what was tried for SAM (0.4): a")
+
+
+def test_what_went_wrong_is_not_hidden(tmp_path: Path):
+    values = [*HIGH[:3], None, HIGH[4]]
+    found = outcome(
+        tmp_path,
+        {"sgd": LOW, "sam": values},
+        troubles={("sam", 1): "diverged: the loss is not finite"},
+        failures={("sam", 3): "its worker died (killed by SIGKILL)"},
+    )
+    summary = summarise(found)
+    sam = summary.lines[1]
+    assert sam.value.n == 4
+    assert sam.difference is not None
+    assert sam.difference.n == 4  # over the shared seeds
+    assert remarks(found.comparison, summary)[:2] == [
+        "SAM: seed 1: diverged: the loss is not finite.",
+        "Missing: SAM, seed 3: its worker died (killed by SIGKILL).",
+    ]
+
+
+def test_the_cheapest_of_the_leaders_is_named(tmp_path: Path):
+    found = outcome(tmp_path, {"sam": NEAR, "agnostic-sam": HIGH})
+    (said,) = remarks(found.comparison, summarise(found))
+    assert said.startswith("The cheapest of the leaders is SAM, with 2.00 gradients a step where ")
+
+
+def test_without_any_run_there_are_no_lines(tmp_path: Path):
+    assert summarise(outcome(tmp_path, {"sgd": [None], "sam": [None]})).lines == ()

@@ -1,0 +1,299 @@
+"""Many workers, killed at any moment: every cell has its row, and none has two."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import platform
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comparisons import comparison
+from optuna.trial import TrialState
+from postgres import serving
+from trivial import Allocates, Dies, Many, Nothing, Raises, cell, row
+
+from flatmin.studies.plan.tuning import Progress
+from flatmin.studies.report.status import Status
+from flatmin.studies.run import processes
+from flatmin.studies.run.trainer import Trainer
+from flatmin.studies.run.worker import CellQueue, work
+from flatmin.studies.store.location import StudyLocation
+from flatmin.studies.store.row import Row
+from flatmin.studies.store.store import MAX_ATTEMPTS, Store
+from flatmin.training import InputError, Training, load, train
+from flatmin.training.loop import Watch
+
+IDENTITY = {"of": "trivial cells"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with serving() as url:
+        yield url
+
+
+def trials(store: Store) -> list[Any]:
+    return store._storage.get_all_trials(store._study, deepcopy=False)
+
+
+def killing(times: int, total: int) -> tuple[Callable[[Store, Progress], None], set[int]]:
+    """What kills workers at random moments, spread over the run, and whom it has killed."""
+    chance, killed = random.Random(0), set[int]()
+
+    def tick(store: Store, _: Progress) -> None:
+        if len(killed) < times and len(store.rows) >= len(killed) * 0.95 * total / times:
+            at_work = {running.owner for running in store.running.values()}
+            alive = sorted(owner.pid for owner in at_work if not owner.gone)
+            if alive:
+                pid = chance.choice(alive)
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+
+    return tick, killed
+
+
+def survive(place: StudyLocation, total: int, kills: int) -> None:
+    store = Store.open(place, IDENTITY)
+    tick, killed = killing(kills, total)
+    processes.run(store, Many(total), Nothing(), 4, tick, pause=0.1)
+    assert len(killed) == kills
+    assert not multiprocessing.active_children()
+    assert not store.failures
+    again = Store.join(place)
+    complete = [t for t in trials(again) if t.state == TrialState.COMPLETE]
+    keys = Counter(trial.user_attrs["cell"]["key"] for trial in complete)
+    assert keys == Counter(cell(seed).key for seed in range(total))  # none twice, none lost
+    assert {row.seed for row in again.rows.values()} == set(range(total))
+    assert all(row.accuracy == row.seed % 100 for row in again.rows.values())
+    assert not again.running
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+def test_workers_keep_the_memory_of_a_step_for_the_next(tmp_path: Path):
+    store = Store.open(StudyLocation.new(tmp_path / "run"), IDENTITY)
+    processes.run(store, Many(1), Allocates(tmp_path / "pages"), 1)
+    assert int((tmp_path / "pages").read_text()) < 10 * 4096  # of 100 times as many
+    assert "MALLOC_TRIM_THRESHOLD_" not in os.environ
+
+
+def test_a_thousand_cells_survive_twenty_kills_on_sqlite(tmp_path: Path):
+    survive(StudyLocation.new(tmp_path), 1000, 20)
+
+
+def test_a_thousand_cells_survive_twenty_kills_on_postgresql(tmp_path: Path, server: str):
+    survive(StudyLocation.new(tmp_path, server, study="kills"), 1000, 20)
+
+
+def test_the_database_of_a_server_is_joined_by_its_url(tmp_path: Path, server: str):
+    plan = {"kind": "many", "content": 3}
+    place = StudyLocation.new(tmp_path, server, study="a/b")
+    store = Store.open(place, IDENTITY, plan)
+    for there in (StudyLocation.of(str(place)), StudyLocation.of(str(tmp_path))):
+        joined = Store.join(there)
+        assert joined.plan == plan
+        assert joined.identity == IDENTITY
+    work(store, Many(3), Nothing())
+    assert len(Store.open(place, IDENTITY).rows) == 3
+    with pytest.raises(InputError, match="of trivial cells there, other cells here"):
+        Store.open(place, {"of": "other cells"})
+    with pytest.raises(InputError, match=r"no run in postgresql://.*#nobody's"):
+        Store.join(StudyLocation.of(f"{server}#nobody's"))
+
+
+def test_a_server_that_does_not_answer_is_one_line(tmp_path: Path):
+    pytest.importorskip("psycopg")
+    place = StudyLocation.new(tmp_path, "postgresql://flatmin@127.0.0.1:9/db")
+    with pytest.raises(InputError, match="does not answer") as caught:
+        Store.open(place, IDENTITY)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cell_that_raises_is_told_and_the_others_go_on(tmp_path: Path):
+    store = Store.open(tmp_path, IDENTITY)
+    processes.run(store, Many(4), Raises(ValueError("too\nmany words")), 2)
+    assert {row.seed for row in store.rows.values()} == {0, 2, 3}
+    (failure,) = store.failures.values()
+    assert failure.training == cell(1)
+    assert failure.reason == "ValueError: too"
+    assert "Traceback" in failure.details
+    store.retry()
+    processes.run(store, Many(4), Nothing(), 1)
+    assert len(store.rows) == 4
+    assert not store.failures
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_gives_up_no_cell(tmp_path: Path):
+    store = Store.open(tmp_path, IDENTITY)
+    full = OSError(errno.ENOSPC, "No space left on device", "/a/checkpoint")
+    with pytest.raises(InputError, match="the disk of /a/checkpoint is full: free some space"):
+        processes.run(store, Many(4), Raises(full), 1)
+    assert not multiprocessing.active_children()
+    store.refresh()
+    assert not store.failures
+    processes.run(store, Many(4), Nothing(), 1)
+    assert len(store.rows) == 4
+
+
+def test_a_cell_that_kills_its_worker_is_taken_up_again(tmp_path: Path):
+    (tmp_path / "died").mkdir()
+    store = Store.open(tmp_path, IDENTITY)
+    processes.run(store, Many(3), Dies(tmp_path / "died", 2), 1)
+    assert {row.seed for row in store.rows.values()} == {0, 1, 2}
+    assert len(list((tmp_path / "died").iterdir())) == 2
+
+
+def test_a_cell_that_kills_every_worker_is_given_up(tmp_path: Path):
+    (tmp_path / "died").mkdir()
+    store = Store.open(tmp_path, IDENTITY)
+    processes.run(store, Many(3), Dies(tmp_path / "died", 99), 1)
+    assert {row.seed for row in store.rows.values()} == {0, 2}
+    (failure,) = store.failures.values()
+    assert failure.reason.startswith("its worker died")
+    assert len(list((tmp_path / "died").iterdir())) == MAX_ATTEMPTS
+
+
+def test_what_tuning_chooses_anew_is_done_however_many_rows_there_are(tmp_path: Path):
+    asked = comparison(methods=("sam",), tune="rho", tuning_seeds=1, seeds=4, rho=(0.1, 5.0))
+    store = Store.open(tmp_path, IDENTITY)
+    work(store, asked, _Fails())
+    store.retry()
+    first = asked.tuning("sam")[0]
+    store.add(row(first))  # and by that 0.1 is chosen
+    store.add(row(asked.evaluation("sam", store.rows)[0]))
+    assert len(store.rows) == 7 > asked.total
+    assert not Status.of(store, asked).settled
+    processes.run(store, asked, Nothing(), 1)
+    assert {run.key for run in asked.evaluation("sam", store.rows)} <= set(store.rows)
+    found = Status.of(store, asked)
+    assert (found.settled, found.done, found.total) == (True, 6, 6)
+
+
+class _Fails(Nothing):
+    """When it tries the radius 0.1."""
+
+    def do(self, training: Training, watch: Watch) -> Row:
+        if training.holdout and training.rho == 0.1:
+            raise MemoryError
+        return super().do(training, watch)
+
+
+def test_an_interrupt_before_the_workers_are_there_is_the_parents_alone(tmp_path: Path):
+    (tmp_path / "slow.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(tmp_path)!r}, 'begun').touch()\ntime.sleep(2)\n"
+    )
+    (tmp_path / "script.py").write_text(
+        "import sys; from pathlib import Path; from trivial import Many, Nothing\n"
+        "from flatmin.studies import processes; from flatmin.studies.store.store import Store\n"
+        "if __name__ == '__main__':\n"
+        "    processes._used_later = ('slow',)\n"
+        "    try:\n"
+        f"        store = Store.open(Path({str(tmp_path)!r}), {IDENTITY!r})\n"
+        "        processes.run(store, Many(9), Nothing(), 2)\n"
+        "    except KeyboardInterrupt:\n"
+        "        sys.exit(130)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, tmp_path / "script.py"],
+        env=os.environ | {"PYTHONPATH": f"{Path(__file__).parents[1]}:{tmp_path}"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "begun").exists():
+        assert parent.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(parent.pid, signal.SIGINT)  # as a terminal does it: to the server too
+    _, said = parent.communicate(timeout=60)
+    assert (parent.returncode, said) == (130, "")
+    assert not Store.join(StudyLocation(tmp_path), allow_mixed=True).rows
+
+
+def test_workers_end_with_whoever_has_started_them_even_by_a_kill(tmp_path: Path):
+    (tmp_path / "pids").mkdir()
+    script = (
+        "from pathlib import Path; from trivial import Many, Waits\n"
+        "from flatmin.studies import processes; from flatmin.studies.store.store import Store\n"
+        "if __name__ == '__main__':\n"
+        f"    folder = Path({str(tmp_path)!r})\n"
+        f"    store = Store.open(folder, {IDENTITY!r})\n"
+        "    processes.run(store, Many(9), Waits(folder / 'pids', 60), 2)\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    parent = subprocess.Popen(
+        [sys.executable, tmp_path / "script.py"],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    deadline = time.monotonic() + 60
+    while len(pids := list((tmp_path / "pids").iterdir())) < 2:
+        assert parent.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    while any(Path("/proc", pid.name).exists() for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    store = Store.join(StudyLocation(tmp_path), allow_mixed=True)
+    assert len(store.running) == 2
+    work(store, Many(9), Nothing(), patience=3600)  # their cells are free without any waiting
+    assert len(store.rows) == 9
+
+
+def test_workers_that_collide_spread_out_and_leave_nothing(tmp_path: Path):
+    store = Store.open(tmp_path, IDENTITY)
+    queue = CellQueue(Many(200))
+    for _ in range(5):
+        queue.taken(False)
+    seeds = []
+    while (training := queue.next(store)) is not None:
+        seeds.append(training.seed)
+        queue.taken(True)
+    assert sorted(seeds) == list(range(200))
+    assert seeds != sorted(seeds)
+    assert max(abs(place - seed) for place, seed in enumerate(seeds)) < 128  # near the plan's order
+
+
+def without_time(row: Any) -> object:
+    curves = row.curves.model_dump(exclude={"seconds"})
+    return row.key, curves, row.cost, row.radius, row.threads
+
+
+def test_results_do_not_depend_on_the_number_of_workers(tmp_path: Path):
+    found = []
+    for count in (1, 2):
+        store = Store.open(tmp_path / str(count), IDENTITY)
+        processes.run(store, _Short(), Trainer(), count)
+        found.append({key: without_time(row) for key, row in store.rows.items()})
+    assert found[0] == found[1]
+    data = load("digits", limit=300)
+    for training in SHORT:
+        run = train(training, data)
+        *_, cost, radius, threads = found[0][training.key]
+        assert (cost, radius, threads) == (asdict(run.cost), run.cost.radius, 1)
+
+
+SHORT = [
+    Training("digits", "mlp", "sam", seed=seed, epochs=2, batch=64, limit=300) for seed in range(2)
+]
+LONG = replace(SHORT[0], epochs=60)
+
+
+class _Short(Many):
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def plan(self, rows: Any, given_up: Any) -> Iterator[Training]:
+        return iter(SHORT)
