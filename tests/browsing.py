@@ -52,7 +52,7 @@ def media(browser: Any, scheme: str, kind: str = "screen") -> None:
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": kind, "features": features})
 
 
-def drawn(browser: Any, plot: str, section: str = ".sheet") -> list[str]:
+def drawn(browser: Any, plot: str, section: str = ".section") -> list[str]:
     """The colours of the lines that a plot has drawn, in one part of the page."""
     return browser.execute_script(
         """return [...document.querySelector(arguments[0])

@@ -516,7 +516,7 @@ def wait_for(browser: Any, said: Callable[[], object]) -> None:
 
 def test_every_part_of_the_page_is_filled_and_draws_a_plot(browser: Any, page: Path):
     browser.get(page.as_uri())
-    parts = browser.find_elements("css selector", ".sheet")
+    parts = browser.find_elements("css selector", ".section")
     assert len(parts) == 6
     for part in parts:
         assert part.find_elements("css selector", ".results tbody td")
@@ -551,11 +551,11 @@ def test_the_keyboard_filters_papers(browser: Any, page: Path):
     browser.get(page.as_uri())
     box = tab_to(browser, "[data-filter=group] input[value=friendly-sam]")
     box.send_keys(" ")
-    assert visible(browser, ".sheet") == visible(browser, "[data-entry]") == 5
+    assert visible(browser, ".section") == visible(browser, "[data-entry]") == 5
     assert not visible(browser, "[data-group=friendly-sam]")
     assert browser.find_element("id", "filtered").text == "5 of 6 shown"
     box.send_keys(" ")
-    assert visible(browser, ".sheet") == 6
+    assert visible(browser, ".section") == 6
 
 
 def test_the_keyboard_filters_methods_and_settings(browser: Any, page: Path):
@@ -578,7 +578,7 @@ def test_the_keyboard_filters_methods_and_settings(browser: Any, page: Path):
 def test_words_find_a_recipe(browser: Any, page: Path):
     browser.get(page.as_uri())
     tab_to(browser, "#find").send_keys("figure RADIUS")
-    assert visible(browser, ".sheet") == 1
+    assert visible(browser, ".section") == 1
     assert visible(browser, "#friendly-sam-figure-3-small") == 1
 
 
@@ -620,5 +620,5 @@ def test_all_recipes_fit_on_one_page(tmp_path: Path):
     ]
     assert len(records) > 50
     text = html.report([section.of_record(record) for record in records])
-    assert text.count('<section class="sheet part"') == len(records)
+    assert text.count('<section class="section part"') == len(records)
     assert len(text) < 8e6  # of which Plotly takes 4.8 million

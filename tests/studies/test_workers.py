@@ -194,7 +194,7 @@ def test_an_interrupt_before_the_workers_are_there_is_the_parents_alone(tmp_path
     )
     (tmp_path / "script.py").write_text(
         "import sys; from pathlib import Path; from trivial import Many, Nothing\n"
-        "from flatmin.studies import processes; from flatmin.studies.store.store import Store\n"
+        "from flatmin.studies.run import processes; from flatmin.studies.store.store import Store\n"
         "if __name__ == '__main__':\n"
         "    processes._used_later = ('slow',)\n"
         "    try:\n"
@@ -225,7 +225,7 @@ def test_workers_end_with_whoever_has_started_them_even_by_a_kill(tmp_path: Path
     (tmp_path / "pids").mkdir()
     script = (
         "from pathlib import Path; from trivial import Many, Waits\n"
-        "from flatmin.studies import processes; from flatmin.studies.store.store import Store\n"
+        "from flatmin.studies.run import processes; from flatmin.studies.store.store import Store\n"
         "if __name__ == '__main__':\n"
         f"    folder = Path({str(tmp_path)!r})\n"
         f"    store = Store.open(folder, {IDENTITY!r})\n"
