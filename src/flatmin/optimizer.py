@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, Literal, TypeAlias, TypedDict
 
@@ -17,15 +17,17 @@ from flatmin.engine import check
 from flatmin.engine.cost import Cost
 from flatmin.engine.distributed import Ascent as AscentMode
 from flatmin.engine.distributed import Ranks
+from flatmin.engine.masters import KEY as MASTER
 from flatmin.engine.masters import Masters
-from flatmin.engine.memory import KEY, Memory
-from flatmin.engine.model_state import Surroundings
+from flatmin.engine.memory import KEY, Memory, fitted
+from flatmin.engine.model_state import Generators, ModelState, is_lazy
 from flatmin.engine.passes import Passes, advance
-from flatmin.engine.probe import NotFinite, Pass, PassGenerator, Probe, run_passes
+from flatmin.engine.probe import Looking, NotFinite, Pass, PassGenerator, Probe, run_passes
+from flatmin.engine.several import joined
 from flatmin.engine.space import Space
 from flatmin.engine.vec import TINY, ZERO, Vector
 from flatmin.engine.walk import Walk
-from flatmin.engine.wrapper import Wrapper, check_base, check_radius
+from flatmin.engine.wrapper import RADIUS, RADIUS_BESIDE, Wrapper, check_base, check_radius
 from flatmin.geometry import Euclidean, Geometry
 from flatmin.policy import Always, Policy
 from flatmin.selection import Selection, WholeBatch
@@ -42,8 +44,9 @@ class Options(TypedDict, total=False):
     max_norm: float | None
     ascent: AscentMode
     masters: bool
-    replay_random: bool
+    replay_random: bool | Generators
     measure_radius: bool
+    max_skips: int | None
 
 
 class SharpnessAware(Wrapper):
@@ -116,13 +119,14 @@ class SharpnessAware(Wrapper):
     max_norm: float | None
     ascent: AscentMode
     masters: bool
-    replay_random: bool
+    replay_random: bool | Generators
     measure_radius: bool
+    max_skips: int | None
     _masters: Masters | None
 
     def __init__(
         self,
-        base: torch.optim.Optimizer,
+        base: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         rho: float = 0.05,
         *,
         direction: Direction | None = None,
@@ -135,24 +139,46 @@ class SharpnessAware(Wrapper):
         max_norm: float | None = None,
         ascent: AscentMode = "global",
         masters: bool = False,
-        replay_random: bool = True,
+        replay_random: bool | Generators = True,
         measure_radius: bool = False,
+        max_skips: int | None = 20,
     ) -> None:
+        base = joined(base)
         check_base(base)
         check.at_least_zero("rho", rho)
-        check_radius(base, rho)
+        key = RADIUS_BESIDE if RADIUS in base.defaults else RADIUS
+        check_radius(base, key, rho)
+        for name, part, wanted, example in (
+            ("direction", direction, Direction, "flatmin.direction.Ascent()"),
+            ("geometry", geometry, Geometry, "flatmin.geometry.Euclidean()"),
+            ("policy", policy, Policy, "flatmin.policy.Always()"),
+            ("descent", descent, Descent, "flatmin.descent.Plain()"),
+            ("selection", selection, Selection, "flatmin.selection.WholeBatch()"),
+        ):
+            if part is not None:
+                check.kind(name, part, wanted, example)
+        if max_skips is not None:
+            check.positive_int("max_skips", max_skips)
         check.one_of("nonfinite", nonfinite, ("skip", "raise", "ignore"))
         if max_norm is not None:
             check.finite("max_norm", max_norm)
             check.in_range("max_norm", max_norm, 0.0, float("inf"), open_low=True)
         if model is not None and not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        Ranks([p for group in base.param_groups for p in group["params"]], model, ascent)
+        params: list[Tensor] = [p for group in base.param_groups for p in group["params"]]
+        if any(map(is_lazy, params)):
+            raise ValueError(
+                "the model has lazy parameters without a shape yet: run it once on a batch, then "
+                "build the base optimizer"
+            )
+        if model is not None:
+            _require_shared(model, params)
+        Ranks(params, model, ascent)
         # Optimizer.__init__ would build groups and state of our own; __setstate__ sets up the rest.
         self.__setstate__(
             {
                 "base": base,
-                "defaults": {**base.defaults, "rho": rho},
+                "defaults": {**base.defaults, key: rho},
                 "direction": direction or Ascent(),
                 "geometry": geometry or Euclidean(),
                 "policy": policy or Always(),
@@ -166,6 +192,7 @@ class SharpnessAware(Wrapper):
                 "_masters": Masters(base) if masters else None,
                 "replay_random": replay_random,
                 "measure_radius": measure_radius,
+                "max_skips": max_skips,
             }
         )
 
@@ -261,8 +288,10 @@ class SharpnessAware(Wrapper):
         """The step as a sequence of passes; it keeps every promise whatever a pass does."""
         walk = self._walk_now()
         at = self._probe(walk)
-        if self._around:
-            self._around.begin()
+        state = self._model_state
+        if state:
+            state.begin()
+        self._looking_at = at
         try:
             reaches = self._reaches()
             foreseen = None if self.policy.needs_gradient else reaches and self.policy.perturbs(at)
@@ -278,13 +307,18 @@ class SharpnessAware(Wrapper):
         except BaseException as trouble:
             with torch.no_grad():  # also where the step is given up from outside
                 walk.back()
-                if self._around:
-                    self._around.abort()
+                if state:
+                    state.abort()
             if isinstance(trouble, NotFinite):
                 self._skip(at)
                 return at.loss
             raise
+        finally:
+            self._looking_at = None
         walk.back()
+        if state:
+            state.finish()
+        self._skips_in_a_row = 0
         self._descend(at, walk, gradients, perturbed)
         return at.loss
 
@@ -332,13 +366,24 @@ class SharpnessAware(Wrapper):
         at.update_memory()
         for gradient in gradients:
             at.hand_over(gradient)
-            self.base.step()
+            self._step_base()
         if perturbed:
             walk.pull(self.descent.share)
         walk.space.write_evaluated()
         at.settle_accounts(perturbed=perturbed)
         if self._masters:
-            self._masters.store(self.state)
+            self._masters.store(self._buffers)
+
+    def _step_base(self) -> None:
+        try:
+            self.base.step()
+        except RuntimeError as error:
+            if "does not require grad" in str(error):
+                raise ValueError(
+                    f"the base optimizer {type(self.base).__name__} differentiates the gradient, "
+                    "which is not part of a graph here: use one that takes gradients as they are"
+                ) from error
+            raise
 
     def _skip(self, at: Probe) -> None:
         """The step is dropped: say so as often as the user wants to hear it."""
@@ -346,23 +391,33 @@ class SharpnessAware(Wrapper):
         if self._unscale is None and self.nonfinite == "raise":
             raise FloatingPointError(
                 "a loss or gradient norm of this step is inf or nan; weights and state are as "
-                "before "
-                'it. nonfinite="skip" drops such steps and counts them'
+                'before it. nonfinite="skip" drops such steps and counts them'
             ) from None
         if self._unscale is None and not self._warned_of_skipping:
             self._warned_of_skipping = True
             warnings.warn(
                 "a step was skipped because a loss or gradient norm was inf or nan; weights and "
-                "state "
-                "are as before it. optimizer.cost.skipped counts such steps; this is said once",
+                "state are as before it. optimizer.cost.skipped counts such steps; this is said "
+                "once",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=check.callers_level(),
             )
         at.settle_accounts(failed=True)
+        self._skips_in_a_row += 1
+        # A loss scale that starts too high is found by skipping, and is no accident.
+        if self._unscale is None and self.max_skips == self._skips_in_a_row:
+            self._skips_in_a_row = 0
+            raise FloatingPointError(
+                f"{self.max_skips} steps in a row were skipped, since a loss or gradient norm was "
+                "inf or nan: the training has diverged, or a batch is broken; weights and state "
+                "are as before the first of them. Lower lr or rho, look at the data, or allow "
+                "more: max_skips=None"
+            ) from None
 
     def _reaches(self) -> bool:
         """Does any radius differ from 0?"""
-        return any(self.direction.largest_radius(group["rho"]) > 0 for group in self.param_groups)
+        key = self.radius_key
+        return any(self.direction.largest_radius(group[key]) > 0 for group in self.param_groups)
 
     def _evaluate(self, wanted: Pass, closure: Closure | None) -> Any:
         """Run the closure that a pass asks for."""
@@ -407,40 +462,75 @@ class SharpnessAware(Wrapper):
         if all(g is None for g in grads) or any(g is not None and bool(g.any()) for g in grads):
             raise TypeError(
                 "step() needs a closure that runs forward and backward and returns the loss, "
-                "since it "
-                "evaluates the loss more than once: step(closure). Loops that scale the loss use "
-                "flatmin.amp instead of a GradScaler beside it"
+                "since it evaluates the loss more than once: step(closure). Loops that scale the "
+                "loss use flatmin.amp instead of a GradScaler beside it"
             )
         walk.go(ZERO)
         self.base.step()
         walk.back()
         for name in (*self.direction.buffers, *self.descent.buffers):
-            for p, piece in zip(space.params, space.pieces, strict=True):
-                self.state[p].setdefault(name, space.wrap(p, torch.zeros_like(piece)))
+            for i, p in enumerate(space.params):
+                zero = space.wrap(i, torch.zeros_like(space.pieces[i]))
+                self._buffers[p].setdefault(name, zero)
 
     # What a step works with.
 
     def _walk_now(self) -> Walk:
         """The trainable parameters as they are now, with the copy that earlier steps have used."""
         groups = [[p for p in g["params"] if p.requires_grad] for g in self.param_groups]
+        ascending = [bool(g.get("maximize", False)) for g in self.param_groups]
         known = self._walk
-        if known is None or not known.fits(groups):
-            evaluated = self._masters.evaluated if self._masters else None
-            self._walk = known = Walk(Space(groups, evaluated))
-            self._memory = Memory(self.base, known.space)
+        if known is None or ascending != self._ascending or not known.fits(groups):
+            self._walk = known = self._laid_out(groups, ascending)
         known.begin()
         return known
 
+    def _laid_out(self, groups: list[list[Tensor]], ascending: list[bool]) -> Walk:
+        """All that follows from which parameters there are, and in which form."""
+        evaluated = self._masters.evaluated if self._masters else None
+        space = Space(_once(groups), evaluated, ascending, self._name_of)
+        before = self._walk
+        for p, shape, dtype in space.changed(before.space) if before else ():
+            self._fit_buffers(p, shape, dtype)
+        walk = Walk(space, groups)
+        self._ascending = ascending
+        self._memory = Memory(self.base, self._buffers, space)
+        if self.model is not None:
+            self._model_state = ModelState(
+                self.model,
+                space.evaluated,
+                replay=self.replay_random is not False,
+                generators=() if isinstance(self.replay_random, bool) else self.replay_random,
+                shares_gradients=self._ranks.share_memory,
+            )
+        return walk
+
+    def _fit_buffers(self, p: Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
+        """What is kept beside a parameter that has grown, or changed its type, does so too."""
+        kept: dict[str, Any] = self.state.get(p, {})
+        for name, buffer in kept.items():
+            if isinstance(buffer, Tensor) and buffer.shape == shape and buffer.ndim:
+                wanted = p.dtype if buffer.dtype == dtype else buffer.dtype
+                whose = self._name_of(p) or f"of shape {tuple(p.shape)}"
+                kept[name] = fitted(buffer, p.shape, wanted, f"the buffer {name!r}", whose)
+
+    def _name_of(self, p: Tensor) -> str:
+        """The name of a parameter in the model; empty where that is not known."""
+        if self.model is None:
+            return ""
+        shown = self._masters.evaluated.get(p, p) if self._masters else p
+        return next((repr(name) for name, x in self.model.named_parameters() if x is shown), "")
+
     def _probe(self, walk: Walk) -> Probe:
         self._complete_groups()
-        rho = [group["rho"] for group in self.param_groups]
+        rho = [group[self.radius_key] for group in self.param_groups]
         self._memory.begin()
         return Probe(
             walk,
             rho,
             self.geometry,
             self._memory,
-            self._around,
+            self._model_state,
             self._ranks,
             finite=self._looks_for_inf,
             unscale=self._unscale,
@@ -493,6 +583,37 @@ class SharpnessAware(Wrapper):
         for rounded in self._masters.evaluated.values() if self._masters else ():
             rounded.grad = None
 
+    @property
+    def looking(self) -> Looking | None:
+        """The pass under way, for closures, hooks and signal handlers; None outside of a step.
+
+        A metric or a cache that is to see each batch once asks `optimizer.looking.first`.
+
+        Example:
+            >>> import torch, flatmin
+            >>> model = torch.nn.Linear(2, 1)
+            >>> optimizer = flatmin.SAM(torch.optim.SGD(model.parameters(), lr=0.1))
+            >>> x, seen = torch.randn(4, 2), 0
+            >>> def closure():
+            ...     global seen
+            ...     if optimizer.looking.first:
+            ...         seen += len(x)
+            ...     loss = model(x).square().mean()
+            ...     loss.backward()
+            ...     return loss
+            >>> loss = optimizer.step(closure)
+            >>> seen, optimizer.looking
+            (4, None)
+        """
+        return None if self._looking_at is None else self._looking_at.looking
+
+    def _buffer_names(self) -> tuple[str, ...]:
+        return (*self.direction.buffers, *self.descent.buffers, MASTER)
+
+    def _loaded(self) -> None:
+        if self._masters:
+            self._masters.load(self._buffers)
+
     def _numbers_at_start(self) -> dict[str, float]:
         return {**super()._numbers_at_start(), **self.policy.memory}
 
@@ -501,17 +622,13 @@ class SharpnessAware(Wrapper):
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         super().__setstate__(state)
-        if "base" not in state:
-            if self._masters:
-                self._masters.load(self.state)
-            return
         params = [p for group in self.param_groups for p in group["params"]]
-        devices = {p.device for p in params}
         self._ranks = Ranks(params, self.model, self.ascent)
-        self._around = (
-            None if self.model is None else Surroundings(self.model, devices, self.replay_random)
-        )
+        self._model_state: ModelState | None = None
         self._walk: Walk | None = None
+        self._ascending: list[bool] = []
+        self._looking_at: Probe | None = None
+        self._skips_in_a_row = 0
         self._open: weakref.ref[Passes] | None = None
         self._scale: Callable[[Tensor], Any] | None = None
         self._unscale: Callable[[], None] | None = None
@@ -519,13 +636,30 @@ class SharpnessAware(Wrapper):
 
     def __repr__(self) -> str:
         parts = (self.direction, self.geometry, self.policy, self.descent, self.selection)
-        rho = ", ".join(f"{group['rho']:g}" for group in self.param_groups)
+        rho = ", ".join(f"{group[self.radius_key]:g}" for group in self.param_groups)
         inner = "\n  ".join([f"rho: {rho}", *map(repr, parts), *repr(self.base).splitlines()])
         return f"{type(self).__name__} (\n  {inner}\n)"
+
+
+def _once(groups: list[list[Tensor]]) -> list[list[Tensor]]:
+    """The groups, each parameter where it first stands: one that is listed twice moves once."""
+    seen: set[int] = set()
+    return [[p for p in group if not (id(p) in seen or seen.add(id(p)))] for group in groups]
+
+
+def _require_shared(model: nn.Module, params: list[Tensor]) -> None:
+    """Raise ValueError if a model has none of the parameters: it is another one."""
+    ours = set(map(id, params))
+    if params and not any(id(p) in ours for p in model.parameters()):
+        raise ValueError(
+            "model holds none of the parameters of the optimizer, so it is not the one that the "
+            "closures train: pass the model whose parameters() the base optimizer was given"
+        )
 
 
 _KEPT = (
     "base",
     "defaults",
+    "_apart",
     *(name for name in SharpnessAware.__annotations__ if name not in ("base", "defaults")),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from numbers import Real
 
 from torch import Tensor
@@ -61,3 +62,21 @@ def describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     return "None" if value is None else f"a {type(value).__name__}"
+
+
+def kind(name: str, value: object, wanted: type, example: str) -> None:
+    """Raise TypeError unless `value` is an instance of `wanted`, such as `example`."""
+    if not isinstance(value, wanted):
+        said = f"the class {value.__name__}" if isinstance(value, type) else describe(value)
+        raise TypeError(f"{name} must be a {wanted.__name__}, such as {example}, got {said}")
+
+
+def callers_level() -> int:
+    """The `stacklevel` with which a warning points at the line outside flatmin and torch."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_INSIDE):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+_INSIDE = ("flatmin.", "torch.", "contextlib")

@@ -66,8 +66,11 @@ class Ranks:
 
     @property
     def share_memory(self) -> bool:
-        """May the next backward pass overwrite gradients that the last one has left?"""
-        return _world() > 1
+        """May the next backward pass overwrite gradients that the last one has left?
+
+        Also in a world of one, whose buckets are as real, and where the model was not named.
+        """
+        return dist.is_available() and dist.is_initialized()
 
     def silence(self, communicate: bool) -> AbstractContextManager[Any]:
         """A pass that is not to communicate; forward and backward belong inside."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +34,14 @@ class Memory:
     views of one block; those that a checkpoint has brought are laid out so when first used.
     """
 
-    def __init__(self, base: torch.optim.Optimizer, space: Space) -> None:
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        buffers: MutableMapping[Tensor, dict[str, Any]],
+        space: Space,
+    ) -> None:
         self._base = base
+        self._buffers = buffers
         self._space = space
         self._kept: dict[str, _Kept] = {}
         self.begin()
@@ -88,8 +94,8 @@ class Memory:
         """Put buffers beside the parameters that the base optimizer has set up, or at zero."""
         for i in [i for i, buffer in enumerate(self._found[name]) if buffer is None]:
             p, buffer = self._space.params[i], kept.buffers[i]
-            if p.grad is not None or self._base.state.get(p):
-                self._base.state[p][name] = buffer
+            if p.grad is not None or self._base.state.get(p) or self._buffers.get(p):
+                self._buffers[p][name] = buffer
             else:
                 local(buffer).zero_()
 
@@ -97,8 +103,7 @@ class Memory:
         """The buffers in `state[p]` as they are now; None if there are none."""
         if name in self._found:
             return self._kept.get(name)
-        state: Mapping[Tensor, dict[str, Any]] = self._base.state
-        found = [state.get(p, _EMPTY).get(name) for p in self._space.params]
+        found = [self._buffers.get(p, _EMPTY).get(name) for p in self._space.params]
         self._found[name] = found
         kept = self._kept.get(name)
         if kept is None or any(
@@ -118,17 +123,43 @@ class Memory:
         if all(b is None for b in found):
             return None
         pieces = [
-            torch.zeros_like(x) if b is None else local(b)
-            for x, b in zip(self._space.pieces, found, strict=True)
+            torch.zeros_like(x) if b is None else self._space.piece(i, self._fitted(i, name, b))
+            for i, (x, b) in enumerate(zip(self._space.pieces, found, strict=True))
         ]
         kept = self._laid_out(self._space.join(pieces))
         for p, was, buffer in zip(self._space.params, found, kept.buffers, strict=True):
             if was is not None:
-                self._base.state[p][name] = buffer
+                self._buffers[p][name] = buffer
         return kept
+
+    def _fitted(self, i: int, name: str, buffer: Tensor) -> Tensor:
+        """A buffer as parameter `i` needs it, which may have grown since, or changed its type."""
+        p = self._space.params[i]
+        return fitted(buffer, p.shape, p.dtype, f"the buffer {name!r}", self._space.name_of(p))
 
     def _laid_out(self, blocks: list[Tensor]) -> _Kept:
         return _Kept(blocks, self._space.spread(blocks))
+
+
+def fitted(buffer: Tensor, shape: torch.Size, dtype: torch.dtype, what: str, whose: str) -> Tensor:
+    """A buffer in another shape and type: where its parameter has grown, it is zero.
+
+    Raises ValueError where the parameter has not grown but become another.
+    """
+    if buffer.shape != shape:
+        grown = buffer.ndim == len(shape) and all(
+            old <= new for old, new in zip(buffer.shape, shape, strict=True)
+        )
+        if not grown or hasattr(buffer, "device_mesh"):
+            raise ValueError(
+                f"{what} of the parameter {whose} has the shape {tuple(buffer.shape)}, and the "
+                f"parameter {tuple(shape)}: remove it from optimizer.state, or build a new "
+                "optimizer"
+            )
+        larger = buffer.new_zeros(shape)
+        larger[tuple(slice(n) for n in buffer.shape)] = buffer
+        buffer = larger
+    return buffer.to(dtype) if buffer.is_floating_point() else buffer
 
 
 _EMPTY: dict[str, Any] = {}

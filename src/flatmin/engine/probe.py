@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, cast
 
 import torch
@@ -15,13 +16,28 @@ from flatmin.engine import check
 from flatmin.engine.cost import COUNTS
 from flatmin.engine.distributed import Ranks
 from flatmin.engine.memory import Memory
-from flatmin.engine.model_state import Surroundings
+from flatmin.engine.model_state import ModelState
 from flatmin.engine.space import Seen
 from flatmin.engine.vec import TINY, Metric, Scalar, Vector
 from flatmin.engine.walk import Walk
 
 BatchName: TypeAlias = Literal["primary", "auxiliary"]
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Looking:
+    """What a step is doing while a closure runs.
+
+    Attributes:
+        batch: "primary" or "auxiliary".
+        perturbed: whether the weights stand elsewhere than at `w`.
+        first: whether this is the first pass over that batch in this step.
+    """
+
+    batch: BatchName
+    perturbed: bool
+    first: bool
 
 
 @dataclass(frozen=True)
@@ -76,7 +92,7 @@ Result: TypeAlias = "T | PassGenerator[T]"
 def _as_loss(value: object) -> Tensor | None:
     if value is None or isinstance(value, Tensor):
         return value
-    if isinstance(value, (int, float)):
+    if isinstance(value, Real):  # of Python, or a NumPy scalar
         return torch.as_tensor(float(value))
     raise TypeError(
         f"the closure must return the loss, a tensor or a number, got {check.describe(value)}"
@@ -127,7 +143,7 @@ class Probe:
         rho: Sequence[float],
         geometry: DiagonalMetric,
         memory: Memory,
-        surroundings: Surroundings | None,
+        model_state: ModelState | None,
         ranks: Ranks,
         *,
         finite: bool,
@@ -137,6 +153,7 @@ class Probe:
     ) -> None:
         self.rho = rho
         self.losses: Tensor | None = None
+        self.looking: Looking | None = None
         self.spent: dict[str, float] = dict.fromkeys(COUNTS, 0)
         self.travelled = 0.0
         self._walk = walk
@@ -144,7 +161,7 @@ class Probe:
         self._geometry = geometry
         self._metrics: tuple[Metric, Metric] | None = None
         self._memory = memory
-        self._surroundings = surroundings
+        self._model_state = model_state
         self._ranks = ranks
         self._look_for_inf = finite
         self._all_finite = True
@@ -154,6 +171,13 @@ class Probe:
         self._per_sample = per_sample
         self._norms: dict[int, tuple[Vector, Scalar]] = {}
         self._seen: list[Seen] = []
+        self._visited: set[str] = set()
+        self._last_losses: Tensor | None = None
+
+    @property
+    def ascending(self) -> bool:
+        """Does the base optimizer maximise? The gradient here is then that of minus the loss."""
+        return bool(self._space.ascending) and self._space.ascending[0]
 
     @property
     def weights(self) -> Vector:
@@ -293,13 +317,21 @@ class Probe:
         """Go there, have the pass run, and count it."""
         self._walk.go(at)
         self._space.clear()
-        around = self._surroundings
-        with around.visit(wanted.batch) if around else nullcontext():
-            losses = wanted.losses((yield wanted))
+        state = self._model_state
+        first = wanted.batch not in self._visited
+        self._visited.add(wanted.batch)
+        with state.visit(wanted.batch) if state else nullcontext():
+            self.looking = Looking(wanted.batch, wanted.perturbed, first)
+            try:
+                value = yield wanted
+            finally:
+                self.looking = None
+            losses = wanted.losses(value)
+        self._require_new(losses)
         if wanted.gradient:
             if self._unscale is not None:
                 self._unscale()
-            seen = around.samples if around else 0
+            seen = state.samples if state else 0
             self.spent["gradients"] += 1
             self.spent["samples"] += seen
             if wanted.batch == "auxiliary":
@@ -314,9 +346,24 @@ class Probe:
         self._require_finite(losses if losses.ndim == 0 else losses.mean())
         return losses
 
+    def _require_new(self, losses: Tensor | None) -> None:
+        """Raise RuntimeError for a loss that was computed once and for all, outside the closure.
+
+        On a network that is linear its gradient is that of the base optimizer, at any weights.
+        """
+        if losses is None or losses.grad_fn is None:
+            return
+        if self._last_losses is not None and losses is self._last_losses:
+            raise RuntimeError(
+                "the closure has returned the same loss twice: it must compute the loss anew at "
+                "each call, since the weights have moved (a loss that is written in place, as by "
+                "a CUDA graph, is returned as loss.detach())"
+            )
+        self._last_losses = losses
+
     def _collect(self, batch: BatchName) -> Vector:
         """Take the gradient out of the parameters."""
-        seen = self._space.take(copy=self._keeps_gradients and self._ranks.share_memory)
+        seen = self._space.take(keep=self._keeps_gradients, shared=self._ranks.share_memory)
         if seen is None:
             raise RuntimeError(
                 f"the {batch} closure left no gradient in any parameter of the optimizer: it must "
@@ -346,7 +393,7 @@ class Probe:
             return
         mean = [self.grad.block(j).clone() for j in range(len(self._space.blocks))]
         self._ranks.average(mean)
-        present = self._ranks.anywhere([g is not None for g in self._seen[0].found])
+        present = self._ranks.anywhere(self._seen[0].present)
         self._seen[0] = self._space.seen(mean, present)
         self.grad = self._seen[0].vector
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import itertools
 import operator
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -60,10 +62,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Seen:
-    """A gradient as a vector, and as the tensors that the backward pass has left, or None."""
+    """A gradient as a vector, and for which parameters the backward pass has left one."""
 
     vector: Vector
-    found: list[Tensor | None]
+    present: Sequence[bool]
 
 
 class Space:
@@ -74,22 +76,36 @@ class Space:
     """
 
     def __init__(
-        self, groups: Sequence[Sequence[Tensor]], evaluated: Mapping[Tensor, Tensor] | None = None
+        self,
+        groups: Sequence[Sequence[Tensor]],
+        evaluated: Mapping[Tensor, Tensor] | None = None,
+        ascending: Sequence[bool] = (),
+        name: Callable[[Tensor], str] | None = None,
     ) -> None:
         self.params = [p for group in groups for p in group]
+        self._name = name
+        _require_apart(self.params, self.name_of)
         self.evaluated = [evaluated.get(p, p) for p in self.params] if evaluated else self.params
         """What the model evaluates: the parameters, or rounded copies of them."""
-        self.sizes = [len(group) for group in groups]
-        self.pieces = [local(p) for p in self.params]
-        self.plain = all(a is b for a, b in zip(self.params, self.pieces, strict=True))
-        self.home = (self.params[0].device, self.params[0].dtype) if self.params else None
+        self.ascending = tuple(ascending) if any(ascending) else ()
+        """By group, whether its base optimizer maximises; empty where none does."""
+        locals_ = [local(p) for p in self.params]
+        self._orders = [_order(x) for x in locals_]
+        self.pieces = [_in_order(x, at) for x, at in zip(locals_, self._orders, strict=True)]
+        """What this rank holds of each parameter, its dimensions in the order in memory."""
+        self.plain = all(
+            a is b and a.stride() == _usual_stride(a)
+            for a, b in zip(self.params, self.pieces, strict=True)
+        )
+        self._sharded = any(map(_is_sharded, self.params))
+        self._looks = [_look_of(p) for p in self.params]
+        self._addresses = self._lie_at()
         self.on_host = all(x.device.type == "cpu" for x in self.pieces)
         self.blocks = _blocks(groups, self.params, self.pieces)
         self.parts = [[self.pieces[i] for i in b.members] for b in self.blocks]
         """The pieces of each block."""
         self._standing: Seen | None = None
-        self._desk = torch.empty(0, dtype=self.home[1] if self.home else None)
-        self._bare = self.plain and not any(p.is_complex() for p in self.params)
+        self._desk = torch.empty(0, dtype=self.params[0].dtype if self.params else None)
 
     @property
     def cheap_to_inspect(self) -> bool:
@@ -97,11 +113,36 @@ class Space:
         return self.on_host or any(x.dtype in NARROW for x in self.pieces)
 
     def still_holds(self) -> bool:
-        """Are our views of parameters, where we need some, still views of them?"""
-        return self.plain or all(
-            local(p).data_ptr() == x.data_ptr()
-            for p, x in zip(self.params, self.pieces, strict=True)
-        )
+        """Do the parameters still lie where they lay, or else look as they looked?"""
+        addresses = self._lie_at()
+        if addresses == self._addresses and addresses:
+            return True
+        if not self.plain or self._looks != [_look_of(p) for p in self.params]:
+            return False
+        self._addresses = addresses  # other numbers in the same form: we hold no view of them
+        return True
+
+    def name_of(self, p: Tensor) -> str:
+        """What an error calls a parameter: its name in the model, or its shape."""
+        return (self._name(p) if self._name else "") or f"of shape {tuple(p.shape)}"
+
+    def changed(self, before: Space) -> list[tuple[Tensor, torch.Size, torch.dtype]]:
+        """Parameters that looked otherwise in an earlier space, with the shape and type of then."""
+        looks = dict(zip(map(id, before.params), before._looks, strict=True))
+        return [
+            (p, *_form(looks[id(p)]))
+            for p in self.params
+            if id(p) in looks and _form(looks[id(p)]) != (p.shape, p.dtype)
+        ]
+
+    def _lie_at(self) -> list[int]:
+        """Where the parameters lie, the cheapest sign of a change; empty where nobody can say."""
+        try:
+            if self._sharded:
+                return [local(p).data_ptr() for p in self.params]
+            return list(map(Tensor.data_ptr, self.params))
+        except RuntimeError:  # fake tensors lie nowhere
+            return []
 
     # Parameters to blocks and back.
 
@@ -130,53 +171,73 @@ class Space:
         b = self.blocks[j]
         return _flatten(pieces, b.runs) if b.joined else pieces[0]
 
-    def take(self, *, copy: bool) -> Seen | None:
+    def piece(self, i: int, t: Tensor) -> Tensor:
+        """What this rank holds of a tensor like parameter `i`, as its piece lies."""
+        return t if self.plain else _in_order(local(t), self._orders[i])
+
+    def take(self, *, keep: bool, shared: bool = False) -> Seen | None:
         """The gradient that the last backward pass has left; zero where it has left none.
 
-        It is copied where the next backward pass would overwrite it. None: it has left none at all.
+        With `keep` it is ours until the step ends: copied where somebody else could write to it,
+        all of it where `shared` says that the next backward pass would. None: there is none at all.
 
         Raises TypeError for a sparse gradient.
         """
         found = [p.grad for p in self.evaluated]
-        present = [g for g in found if g is not None]
-        if not present:
+        present = [g is not None for g in found]
+        if not any(present):
             return None
-        if any(map(_SPARSE, present)):
+        if any(g is not None and g.is_sparse for g in found):
             raise _sparse(self.params, found)
-        if not self.plain:
+        if self._sharded:
             found = [
                 g if g is None else _like(p, g) for p, g in zip(self.params, found, strict=True)
             ]
-        if copy:
-            found = [g if g is None else g.clone() for g in found]
         if self.evaluated is not self.params:
             found = [
                 g if g is None else g.to(p.dtype) for p, g in zip(self.params, found, strict=True)
             ]
-        pieces = cast("list[Tensor]", found)
-        if len(present) < len(found):
-            pieces = [
-                torch.zeros_like(p) if g is None else g
-                for p, g in zip(self.params, found, strict=True)
-            ]
-        if not self.plain:
-            pieces = [local(g) for g in pieces]
-        seen = Seen(Vector(Term(self.join(pieces))), found)
-        self._standing = seen if not copy and self.evaluated is self.params else None
+        as_they_are = self.plain and all(present)
+        blocks: list[Tensor] = []
+        for b in self.blocks:
+            i = b.members[0]
+            # Asked before another reference to it is made; several tensors are joined in a copy.
+            theirs = keep and len(b.members) == 1 and (shared or _is_somebodys(found, i))
+            if not b.joined:
+                block = self._piece_of_gradient(i, found[i])
+            elif as_they_are:
+                block = _flatten([cast(Tensor, found[i]) for i in b.members], b.runs)
+            else:
+                pieces = [self._piece_of_gradient(i, found[i]) for i in b.members]
+                block = _flatten(pieces, b.runs)
+            if self.ascending and self.ascending[b.group]:
+                block = block.neg()
+            elif theirs:
+                block = block.clone()
+            blocks.append(block)
+        seen = Seen(Vector(Term(blocks)), present)
+        untouched = self.evaluated is self.params and not self.ascending
+        self._standing = seen if untouched else None
         return seen
+
+    def _piece_of_gradient(self, i: int, g: Tensor | None) -> Tensor:
+        like = self.pieces[i]
+        if g is None:
+            return torch.zeros_like(like)
+        piece = self.piece(i, g)
+        # As a closure may have assigned it; fused steps read memory in the parameter's order.
+        return piece if piece.stride() == like.stride() else _with_strides_of(like, piece)
 
     def seen(self, blocks: Sequence[Tensor], present: Sequence[bool]) -> Seen:
         """Blocks as the gradient of the parameters for which there is one."""
-        pieces = self.spread(blocks)
-        found = [g if there else None for g, there in zip(pieces, present, strict=True)]
-        return Seen(Vector(Term(blocks)), found)
+        return Seen(Vector(Term(blocks)), present)
 
     def spread(self, blocks: Sequence[Tensor]) -> list[Tensor]:
         """The tensors that stand beside the parameters, as views of blocks."""
         pieces = list(self.pieces)
         for j, b in enumerate(self.blocks):
             for i, piece in zip(b.members, self.split(j, blocks[j]), strict=True):
-                pieces[i] = self.wrap(self.params[i], piece)
+                pieces[i] = self.wrap(i, piece)
         return pieces
 
     def clear(self) -> None:
@@ -200,26 +261,29 @@ class Space:
         """
         of = {id(s.vector.terms[0].blocks): s for s in seen}
         mine = next((of[id(t.blocks)] for t in gradient.terms if id(t.blocks) in of), None)
-        present = seen[-1].found
+        present = seen[-1].present
         if gradient.is_stored and mine is not None and mine is self._standing:
             return
         self._standing = None
-        if gradient.is_stored and mine is not None:
-            for p, g, last in zip(self.params, mine.found, present, strict=True):
-                p.grad = None if last is None else torch.zeros_like(p) if g is None else g
-            return
         for j, b in enumerate(self.blocks):
             block = gradient.into(mine.vector.block(j) if mine else None, j)
+            if self.ascending and self.ascending[b.group]:
+                block = block.neg()  # to an optimizer that goes up, in its own sign
             for i, piece in zip(b.members, self.split(j, block), strict=True):
-                p = self.params[i]
-                p.grad = None if present[i] is None else self.wrap(p, piece)
+                self.params[i].grad = self.wrap(i, piece) if present[i] else None
 
-    def wrap(self, like: Tensor, piece: Tensor) -> Tensor:
-        """The tensor that stands beside parameter `like`, of which `piece` is what we hold."""
-        if self._bare:
+    def wrap(self, i: int, piece: Tensor) -> Tensor:
+        """The tensor that stands beside parameter `i`, of which `piece` is what we hold."""
+        if self.plain:
             return piece
+        like, order = self.params[i], self._orders[i]
+        if order is not None:
+            piece = piece.permute([order.index(d) for d in range(len(order))])
         if like.is_complex():
             piece = torch.view_as_complex(piece)
+        whole = not _is_sharded(like)
+        if whole and piece.stride() != like.stride() and _is_dense(like):
+            piece = piece.as_strided(like.shape, like.stride())  # a dimension has one element
         if DTensor is not None and isinstance(like, DTensor):
             return DTensor.from_local(
                 piece,
@@ -266,14 +330,11 @@ class Space:
                 total = total + sum(x.item() for x in products)
                 continue
             home = products[0].device
-            part = torch.stack([_widened(x.to(home)) for x in products]).sum()
+            part = torch.stack([_widened(x).to(home) for x in products]).sum()
             for group in groups:
                 dist.all_reduce(part, group=group)
             total = total + (part.item() if self.on_host else part.to(self.pieces[0].device))
         return total
-
-
-_SPARSE = operator.attrgetter("is_sparse")
 
 
 def _sparse(params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> TypeError:
@@ -289,6 +350,130 @@ def local(t: Tensor) -> Tensor:
     if DTensor is not None and isinstance(t, DTensor):
         t = t.to_local()
     return torch.view_as_real(t) if t.is_complex() else t
+
+
+def _is_sharded(t: Tensor) -> bool:
+    return DTensor is not None and isinstance(t, DTensor)
+
+
+def _look_of(p: Tensor) -> tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]:
+    return p.shape, p.stride(), p.dtype, p.device
+
+
+def _order(x: Tensor) -> tuple[int, ...] | None:
+    """The dimensions of a dense tensor as they lie in memory; None where that is their own order.
+
+    So a tensor in channels_last, or a transposed one, is a contiguous one with its dimensions in
+    another order. All else (gaps, overlaps) is left as it is.
+    """
+    if x.is_contiguous():
+        return None
+    order = tuple(sorted(range(x.ndim), key=lambda d: (-x.stride(d), -x.shape[d])))
+    return order if x.permute(order).is_contiguous() else None
+
+
+def _usual_stride(x: Tensor) -> tuple[int, ...]:
+    """The strides that torch gives a contiguous tensor of this shape.
+
+    Where a dimension has one element, other strides would say the same.
+    """
+    below = itertools.accumulate(reversed(x.shape[1:]), operator.mul, initial=1)
+    return tuple(max(1, n) for n in below)[::-1] if x.ndim else ()
+
+
+def _in_order(x: Tensor, order: tuple[int, ...] | None) -> Tensor:
+    return x if order is None else x.permute(order)
+
+
+def _with_strides_of(like: Tensor, x: Tensor) -> Tensor:
+    """The same numbers, lying as those of `like` do."""
+    if x.is_contiguous() and like.is_contiguous():  # they differ where a dimension has one element
+        return x.as_strided(like.shape, like.stride())
+    return torch.empty_like(like, dtype=x.dtype).copy_(x)
+
+
+def _references(found: Sequence[Tensor | None], i: int) -> int:
+    return sys.getrefcount(found[i])
+
+
+def _of_a_fresh_gradient() -> int:
+    """How many references there are to a gradient that nobody but its parameter holds."""
+    p = torch.zeros(1, requires_grad=True)
+    with torch.enable_grad():
+        p.mul(2.0).sum().backward()
+    return _references([p.grad], 0)
+
+
+_FRESH = _of_a_fresh_gradient()
+
+
+def _is_somebodys(found: Sequence[Tensor | None], i: int) -> bool:
+    """Does somebody beside the parameter hold this gradient, and so may write to it?
+
+    A communication bucket of which it is a view, or a closure that writes into the same tensors at
+    each call (static gradients, as with CUDA graphs).
+    """
+    g = found[i]
+    if g is None:
+        return False
+    del g
+    return (
+        _references(found, i) > _FRESH
+        or cast(Tensor, found[i])._is_view()
+        or _is_part(cast(Tensor, found[i]))
+    )
+
+
+def _is_part(g: Tensor) -> bool:
+    return not _is_sharded(g) and g.untyped_storage().nbytes() != g.numel() * g.element_size()
+
+
+def _form(look: tuple[torch.Size, Any, torch.dtype, Any]) -> tuple[torch.Size, torch.dtype]:
+    return look[0], look[2]
+
+
+def _require_apart(params: Sequence[Tensor], name: Callable[[Tensor], str]) -> None:
+    """Raise ValueError if two parameters lie, in part, in one place in memory."""
+    spans: list[tuple[int, int, int, Tensor]] = []
+    for p in params:
+        x = local(p)
+        with suppress(RuntimeError):  # fake tensors lie nowhere
+            if x.numel() and x.layout == torch.strided and x.device.type != "meta":
+                last = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
+                start = x.data_ptr()
+                storage = x.untyped_storage().data_ptr()
+                spans.append((start, start + (last + 1) * x.element_size(), storage, p))
+    spans.sort(key=operator.itemgetter(0, 1))
+    reach: list[tuple[int, int, int, Tensor]] = []  # those that may reach into the next
+    for span in spans:
+        reach = [r for r in reach if r[1] > span[0]]
+        for other in reach:
+            if other[2] == span[2] and _overlap(local(other[3]), local(span[3])):
+                raise ValueError(
+                    f"the parameters {name(other[3])} and {name(span[3])} share memory, so that "
+                    "moving one moves the other: tie them by using one Parameter in both places "
+                    "(as in decoder.weight = encoder.weight, transposed in forward)"
+                )
+        reach.append(span)
+
+
+def _overlap(x: Tensor, y: Tensor) -> bool:
+    """Is there an element in memory that belongs to both? Their spans may be interleaved."""
+    begin = min(x.data_ptr(), y.data_ptr())
+    size = x.element_size()
+    if y.element_size() != size:
+        return True
+    ends = [
+        (t.data_ptr() - begin) // size
+        + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+        for t in (x, y)
+    ]
+    marks = torch.zeros(max(ends) + 1, dtype=torch.bool)
+    at_x, at_y = (
+        marks.as_strided(t.shape, t.stride(), (t.data_ptr() - begin) // size) for t in (x, y)
+    )
+    at_x.fill_(True)
+    return bool(at_y.any())
 
 
 def _like(p: Tensor, g: Tensor) -> Tensor:

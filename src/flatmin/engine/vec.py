@@ -37,7 +37,10 @@ class Term:
 
     def at(self, j: int) -> Scalar:
         c = self.coefficients
-        return c[j] if isinstance(c, Sequence) else c
+        c = c[j] if isinstance(c, Sequence) else c
+        if isinstance(c, Tensor) and c.device != self.blocks[j].device:  # a model on two devices
+            c = c.to(self.blocks[j].device)
+        return c
 
     def scaled(self, factor: Scalar) -> Term:
         c = self.coefficients

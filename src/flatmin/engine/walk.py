@@ -36,9 +36,9 @@ class Walk:
     one copy of the weights, allocated at the first walk and used again at every later one.
     """
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: Space, groups: Sequence[Sequence[Tensor]]) -> None:
         self.space = space
-        self._ids = list(map(id, space.params))
+        self._ids = [[id(p) for p in group] for group in groups]
         self._copy: list[Tensor] = []
         self._views: list[list[Tensor]] = []
         self._runs: list[list[Tensor]] = []
@@ -49,14 +49,10 @@ class Walk:
         self._in_place: list[Tensor] = []
 
     def fits(self, groups: Sequence[Sequence[Tensor]]) -> bool:
-        """Are these the parameters that it moves, on the device and in the type that it knew?"""
-        params = [p for group in groups for p in group]
-        return (
-            list(map(id, params)) == self._ids
-            and (not params or (params[0].device, params[0].dtype) == self.space.home)
-            and [len(group) for group in groups] == self.space.sizes
-            and self.space.still_holds()
-        )
+        """Are these the parameters that it moves, in the form and in the place that it knew?"""
+        return [
+            [id(p) for p in group] for group in groups
+        ] == self._ids and self.space.still_holds()
 
     def begin(self) -> None:
         """A step begins: the weights are home, and not where the last one has left them."""

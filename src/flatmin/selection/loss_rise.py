@@ -52,4 +52,5 @@ class LossRise(Selection):
         # Also where all samples are kept, or there are none: other ranks may be running this pass.
         after = yield from at.losses_at(eps)
         kept = min(len(before), max(1, int(self.gamma * len(before))))
-        return (after - before).topk(kept).indices.sort().values
+        rise = before - after if at.ascending else after - before
+        return rise.topk(kept).indices.sort().values
