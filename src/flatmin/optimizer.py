@@ -1,5 +1,6 @@
 """One sharpness-aware step, in order."""
 
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 import warnings
@@ -10,6 +11,7 @@ from typing import Any, Literal, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from flatmin.descent import Descent, Plain
 from flatmin.direction import Ascent, Direction
@@ -171,8 +173,14 @@ class SharpnessAware(Wrapper):
                 "the model has lazy parameters without a shape yet: run it once on a batch, then "
                 "build the base optimizer"
             )
-        if model is not None:
-            _require_shared(model, params)
+        names = names_in(model)
+        if params and model is not None and not any(p in names for p in params):
+            raise ValueError(
+                "model holds none of the parameters of the optimizer, so it is not the one that "
+                "the closures train: pass the model whose parameters() the base was given"
+            )
+        if geometry is not None:
+            geometry.require({names.get(p, f" {i}"): p for i, p in enumerate(params)})
         Ranks(params, model, ascent)
         # Optimizer.__init__ would build groups and state of our own; __setstate__ sets up the rest.
         self.__setstate__(
@@ -248,7 +256,7 @@ class SharpnessAware(Wrapper):
         and takes the weights back.
         """
         self._finish_before()
-        begun = Passes(self._run(), self._ranks)
+        begun = Passes(self._run_with_hooks(), self._ranks)
         self._open = weakref.ref(begun)
         return begun
 
@@ -283,6 +291,18 @@ class SharpnessAware(Wrapper):
         return [self._masters.evaluated.get(p, p) for p in params] if self._masters else params
 
     # One step.
+
+    def _run_with_hooks(self) -> PassGenerator[Tensor | None]:
+        """A step that is not a call of `step`, to which torch ties step hooks and schedulers."""
+        own = self._optimizer_step_pre_hooks.values()
+        for hook in (*_global_optimizer_pre_hooks.values(), *own):
+            hook(self, (), {})
+        loss = yield from self._run()
+        self._opt_called = True  # what schedulers ask, so as to warn
+        own = self._optimizer_step_post_hooks.values()
+        for hook in (*own, *_global_optimizer_post_hooks.values()):
+            hook(self, (), {})
+        return loss
 
     def _run(self) -> PassGenerator[Tensor | None]:
         """The step as a sequence of passes; it keeps every promise whatever a pass does."""
@@ -422,15 +442,34 @@ class SharpnessAware(Wrapper):
     def _evaluate(self, wanted: Pass, closure: Closure | None) -> Any:
         """Run the closure that a pass asks for."""
         assert closure is not None
-        if not wanted.per_sample:
-            with torch.enable_grad():
-                return closure()
-        with torch.set_grad_enabled(wanted.gradient):
-            losses = wanted.losses(closure(wanted.samples))
-            if wanted.gradient and losses is not None:
-                mean = losses.mean() if self._scale is None else self._scale(losses.mean())
-                mean.backward()
-        return losses
+        try:
+            if not wanted.per_sample:
+                with torch.enable_grad():
+                    return closure()
+            with torch.set_grad_enabled(wanted.gradient):
+                losses = wanted.losses(closure(wanted.samples))
+                if wanted.gradient and losses is not None:
+                    mean = losses.mean() if self._scale is None else self._scale(losses.mean())
+                    mean.backward()
+            return losses
+        except RuntimeError as error:
+            if any(sign in str(error) for sign in _GRAPH_OF_BEFORE):
+                check.add_note(
+                    error,
+                    "flatmin calls the closure more than once a step, at other weights each time: "
+                    "compute everything that depends on the weights inside it, from the inputs on",
+                )
+            raise
+        except TypeError as error:
+            if wanted.per_sample and "argument" in str(error):
+                check.add_note(
+                    error,
+                    f"the selection {type(self.selection).__name__} (ESAM) calls closure(indices), "
+                    "with indices None for the whole batch, and wants one loss a sample, without "
+                    "backward: def closure(i=None): ... return criterion(model(x[i]), y[i]) with "
+                    'reduction="none" (and x, y whole for None)',
+                )
+            raise
 
     def _check_closures(self, closure: Closure | None, aux_closure: Closure | None) -> None:
         for name, value in (("closure", closure), ("aux_closure", aux_closure)):
@@ -488,10 +527,10 @@ class SharpnessAware(Wrapper):
     def _laid_out(self, groups: list[list[Tensor]], ascending: list[bool]) -> Walk:
         """All that follows from which parameters there are, and in which form."""
         evaluated = self._masters.evaluated if self._masters else None
-        space = Space(_once(groups), evaluated, ascending, self._name_of)
+        space = Space(_once(groups), evaluated, ascending, names_in(self.model))
         before = self._walk
         for p, shape, dtype in space.changed(before.space) if before else ():
-            self._fit_buffers(p, shape, dtype)
+            self._fit_buffers(p, shape, dtype, space.name_of(p))
         walk = Walk(space, groups)
         self._ascending = ascending
         self._memory = Memory(self.base, self._buffers, space)
@@ -505,21 +544,13 @@ class SharpnessAware(Wrapper):
             )
         return walk
 
-    def _fit_buffers(self, p: Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
+    def _fit_buffers(self, p: Tensor, shape: torch.Size, dtype: torch.dtype, whose: str) -> None:
         """What is kept beside a parameter that has grown, or changed its type, does so too."""
         kept: dict[str, Any] = self.state.get(p, {})
         for name, buffer in kept.items():
             if isinstance(buffer, Tensor) and buffer.shape == shape and buffer.ndim:
                 wanted = p.dtype if buffer.dtype == dtype else buffer.dtype
-                whose = self._name_of(p) or f"of shape {tuple(p.shape)}"
                 kept[name] = fitted(buffer, p.shape, wanted, f"the buffer {name!r}", whose)
-
-    def _name_of(self, p: Tensor) -> str:
-        """The name of a parameter in the model; empty where that is not known."""
-        if self.model is None:
-            return ""
-        shown = self._masters.evaluated.get(p, p) if self._masters else p
-        return next((repr(name) for name, x in self.model.named_parameters() if x is shown), "")
 
     def _probe(self, walk: Walk) -> Probe:
         self._complete_groups()
@@ -647,15 +678,22 @@ def _once(groups: list[list[Tensor]]) -> list[list[Tensor]]:
     return [[p for p in group if not (id(p) in seen or seen.add(id(p)))] for group in groups]
 
 
-def _require_shared(model: nn.Module, params: list[Tensor]) -> None:
-    """Raise ValueError if a model has none of the parameters: it is another one."""
-    ours = set(map(id, params))
-    if params and not any(id(p) in ours for p in model.parameters()):
-        raise ValueError(
-            "model holds none of the parameters of the optimizer, so it is not the one that the "
-            "closures train: pass the model whose parameters() the base optimizer was given"
-        )
+def names_in(model: nn.Module | None) -> dict[Tensor, str]:
+    """What a model calls its parameters, without what DDP and torch.compile put before it."""
+    if model is None:
+        return {}
+    return {
+        p: name.replace("_orig_mod.", "").removeprefix("module.")
+        for name, p in model.named_parameters()
+    }
 
+
+_GRAPH_OF_BEFORE = (
+    "backward through the graph a second time",
+    "modified by an inplace operation",
+    "modified inplace",
+)
+"""What torch says where a part of the graph was built outside the closure."""
 
 _KEPT = (
     "base",

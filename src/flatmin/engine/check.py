@@ -1,10 +1,12 @@
 """One clear error for a number out of range."""
 
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 import math
 import sys
 from numbers import Real
+from typing import Any
 
 from torch import Tensor
 
@@ -69,6 +71,15 @@ def kind(name: str, value: object, wanted: type, example: str) -> None:
     if not isinstance(value, wanted):
         said = f"the class {value.__name__}" if isinstance(value, type) else describe(value)
         raise TypeError(f"{name} must be a {wanted.__name__}, such as {example}, got {said}")
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Say more about an error: beneath it, or in it before Python 3.11."""
+    add: Any = getattr(error, "add_note", None)
+    if add is not None:
+        add(note)
+    else:
+        error.args = (f"{error}\n{note}",)
 
 
 def callers_level() -> int:

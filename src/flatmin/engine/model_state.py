@@ -15,13 +15,13 @@ from __future__ import annotations
 import ctypes
 import random
 import sys
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatmin.engine import check
@@ -350,7 +350,8 @@ class _CopyOnWrite(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _save(self, written: Any) -> None:
-        for x in written if isinstance(written, (list, tuple)) else (written,):
+        many: list[Any] = list(written) if isinstance(written, (list, tuple)) else [written]  # pyright: ignore[reportUnknownArgumentType]
+        for x in many:
             if isinstance(x, Tensor):
                 for place in self._watched.pop(x.untyped_storage()._cdata, ()):
                     place.copy = place.data.clone()
@@ -419,8 +420,8 @@ class _SampleCounter:
     @classmethod
     def on(cls, model: nn.Module) -> _SampleCounter:
         """The counter of a model, which may have one from an earlier optimizer."""
-        hooks: Mapping[int, Any] = model._forward_pre_hooks
-        found = next((hook for hook in hooks.values() if isinstance(hook, cls)), None)
+        hooks = cast("dict[int, Any]", model._forward_pre_hooks).values()
+        found = next((hook for hook in hooks if isinstance(hook, cls)), None)
         if found is None:
             found = cls()
             model.register_forward_pre_hook(found, with_kwargs=True)
@@ -587,7 +588,8 @@ class _State:
 
 def _alike(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_alike(x, b[name]) for name, x in a.items())
+        mine = cast("dict[str, Any]", a)
+        return mine.keys() == b.keys() and all(_alike(x, b[name]) for name, x in mine.items())
     return a.tobytes() == b.tobytes() if hasattr(a, "tobytes") else a == b
 
 
@@ -615,7 +617,7 @@ def _address(t: Tensor) -> int:
 
 def is_lazy(t: Tensor) -> bool:
     """Has it yet to learn its shape, from the first forward pass?"""
-    return isinstance(t, UninitializedTensorMixin)
+    return isinstance(t, (UninitializedParameter, UninitializedBuffer))
 
 
 def _whole(t: Tensor) -> bool:

@@ -259,6 +259,18 @@ class Probe:
         by_group = [radius * gain for radius in self.rho]
         return along.scaled([by_group[b.group] for b in self._space.blocks])
 
+    def members(self, j: int) -> Sequence[int]:
+        """The parameters that block `j` holds, by position."""
+        return self._space.blocks[j].members
+
+    def parameter(self, i: int) -> Tensor:
+        """Parameter `i`, as the model evaluates it."""
+        return self._space.evaluated[i]
+
+    def name(self, i: int) -> str:
+        """The name of parameter `i` in the model; empty where no model was given."""
+        return self._space.names[i]
+
     def each(self, j: int, value: Callable[[int], float]) -> Tensor:
         """A block like block `j` that holds `value(i)` all over parameter `i`."""
         return self._space.each(j, value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -134,9 +134,12 @@ class Several(torch.optim.Optimizer):
 
 def joined(base: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer:
     """One optimizer, or several as one."""
-    if isinstance(base, list | tuple) and any(isinstance(b, torch.optim.Optimizer) for b in base):
-        return Several(base)
-    return cast("torch.optim.Optimizer", base)
+    if isinstance(base, torch.optim.Optimizer):
+        return base
+    given: Any = base  # anything, since nobody has looked at it yet
+    several = isinstance(given, list | tuple)
+    optimizers: list[Any] = list(given) if several else []  # pyright: ignore[reportUnknownArgumentType]
+    return Several(optimizers) if any(map(_is_optimizer, optimizers)) else given
 
 
 class _JointState(MutableMapping[Tensor, Any]):
@@ -178,6 +181,10 @@ class _JointState(MutableMapping[Tensor, Any]):
 
     def __len__(self) -> int:
         return sum(len(each.state) for each in self._optimizers)
+
+
+def _is_optimizer(value: object) -> bool:
+    return isinstance(value, torch.optim.Optimizer)
 
 
 def _params(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -80,13 +80,14 @@ class Space:
         groups: Sequence[Sequence[Tensor]],
         evaluated: Mapping[Tensor, Tensor] | None = None,
         ascending: Sequence[bool] = (),
-        name: Callable[[Tensor], str] | None = None,
+        names: Mapping[Tensor, str] | None = None,
     ) -> None:
         self.params = [p for group in groups for p in group]
-        self._name = name
-        _require_apart(self.params, self.name_of)
         self.evaluated = [evaluated.get(p, p) for p in self.params] if evaluated else self.params
         """What the model evaluates: the parameters, or rounded copies of them."""
+        self.names = [(names or {}).get(p, "") for p in self.evaluated]
+        """What the model calls each; empty where no model was given."""
+        _require_apart(self.params, self.name_of)
         self.ascending = tuple(ascending) if any(ascending) else ()
         """By group, whether its base optimizer maximises; empty where none does."""
         locals_ = [local(p) for p in self.params]
@@ -124,7 +125,9 @@ class Space:
 
     def name_of(self, p: Tensor) -> str:
         """What an error calls a parameter: its name in the model, or its shape."""
-        return (self._name(p) if self._name else "") or f"of shape {tuple(p.shape)}"
+        at = next((i for i, q in enumerate(self.params) if q is p), None)
+        name = "" if at is None else self.names[at]
+        return repr(name) if name else f"of shape {tuple(p.shape)}"
 
     def changed(self, before: Space) -> list[tuple[Tensor, torch.Size, torch.dtype]]:
         """Parameters that looked otherwise in an earlier space, with the shape and type of then."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatmin.engine.space import Space, copy_, local
+from flatmin.engine.space import Space, copy_
 from flatmin.engine.vec import Term, Vector
 
 CURRENT_POSITION = Vector()
@@ -118,7 +118,7 @@ class Walk:
         if self._here is None or not self._here.terms:
             return False
         meant = lost = 0.0
-        evaluated = [local(x) for x in self.space.evaluated]
+        evaluated = [self.space.piece(i, x) for i, x in enumerate(self.space.evaluated)]
         for j, now in enumerate(self.space.join(evaluated)):
             eps = self._here.into(None, j).double()
             seen = now.double() - self._copy[j].to(now.dtype).double()

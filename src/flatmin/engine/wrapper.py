@@ -118,8 +118,8 @@ class Wrapper(torch.optim.Optimizer):
                 }
                 for group in self.param_groups
             ]
-            ours = {"state": {}, "param_groups": groups}
-            packed = {**ours, "state": self._packed_buffers(_numbers_of(ours)), "base": packed}
+            state = self._packed_buffers(_numbers_of({"param_groups": groups}))
+            packed = {"state": state, "param_groups": groups, "base": packed}
         for hook in self._hooks("_optimizer_state_dict_post_hooks"):
             packed = hook(self, packed) or packed
         return packed

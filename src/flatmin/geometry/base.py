@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,14 @@ class Geometry:
         """
         raise NotImplementedError
 
+    def require(self, params: Mapping[str, Tensor]) -> None:
+        """Raise ValueError if it cannot work over these parameters of an optimizer.
+
+        Args:
+            params: all of them by their names in the model; where no model was given, the names
+                begin with a blank.
+        """
+
     def __mul__(self, other: Geometry) -> Geometry:
         return Product(self, other)
 
@@ -53,3 +62,7 @@ class Product(Geometry):
 
     def metric(self, at: Probe, j: int) -> Tensor | float:
         return self.first.metric(at, j) * self.second.metric(at, j)
+
+    def require(self, params: Mapping[str, Tensor]) -> None:
+        self.first.require(params)
+        self.second.require(params)
