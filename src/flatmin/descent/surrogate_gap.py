@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class SurrogateGap(Descent):
     """Also close the gap between the perturbed loss and the loss, without disturbing the former.
 
-        g_s - alpha (g - (gᵀg_s / ‖g_s‖²) g_s)
+        w <- base step with g_s - alpha (g - (gᵀg_s / ‖g_s‖²) g_s)
 
     Args:
         alpha: weight of the gap, at least 0; default 0.1; 0 gives SAM. Since it climbs `L` across

@@ -45,9 +45,7 @@ class SharpnessAwareModule(LightningModule):
 
     With bases of your own, name it first: `class Digits(SharpnessAwareModule, YourBase)`.
 
-    Args:
-        *args: those of your other bases.
-        **kwargs: likewise; it has none of its own. Its settings are class attributes.
+    It takes no argument of its own; its settings are class attributes.
 
     Attributes:
         auxiliary_fraction: the share of a batch that becomes the auxiliary batch where the loader
