@@ -61,7 +61,7 @@ def SAM(base: Optimizer, rho: float = 0.05, **options: Unpack[Options]) -> Sharp
             the papers take half of the usual. It follows neither `lr` nor how the base, AdamW
             included, scales a gradient; tune it again for another batch size.
         **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
-            `measure_radius`: those of every method; see `SharpnessAware`.
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
 
     Cost: 2 gradients a step; one copy of the weights.
 
@@ -106,7 +106,7 @@ def ASAM(
         eta: floor of the scale, at least 0; default 0.01. It lets weights near 0 move; much larger,
             the metric is Euclidean again, with a radius of `rho eta`.
         **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
-            `measure_radius`: those of every method; see `SharpnessAware`.
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
 
     Cost: 2 gradients a step; one copy of the weights.
 
@@ -149,7 +149,7 @@ def FisherSAM(
         eta: weight of the Fisher information against the identity, at least 0; default 1. 0 gives
             SAM. What matters is `eta g²`: where gradients are tiny, only a large one is felt.
         **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
-            `measure_radius`: those of every method; see `SharpnessAware`.
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
 
     Cost: 2 gradients a step; one copy of the weights.
 
@@ -202,7 +202,7 @@ def FriendlySAM(
             from 0, before it is used; "released" is the authors' code, which subtracts the `m` of
             before and starts it at the first `g`. With sigma = 1 they differ in that start alone.
         **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
-            `measure_radius`: those of every method; see `SharpnessAware`.
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
 
     Cost: 2 gradients a step; two copies of the weights.
 
@@ -250,7 +250,7 @@ def FriendlyASAM(
         lmbda: memory of the mean, in [0, 1); default 0.9.
         variant: "paper" or "released"; default "paper": see `FriendlySAM`.
         **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
-            `measure_radius`: those of every method; see `SharpnessAware`.
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
 
     Cost: 2 gradients a step; two copies of the weights.
 
@@ -307,7 +307,7 @@ def AgnosticSAM(
             "previous" takes the primary batch of the step before, whose `g_s` is already known, as
             `v <- beta v + (1 - beta) g_s`: no auxiliary closure, at SAM's cost.
         **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
-            `measure_radius`: those of every method; see `SharpnessAware`.
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
 
     Cost: 2 gradients on the primary and 2 on the auxiliary batch a step, 2.5 in all where that is a
     quarter as large ("previous": 2); two copies of the weights.
@@ -369,7 +369,7 @@ def AgnosticASAM(
         beta: memory of `v`, in [0, 1); default 0.9, the paper's.
         auxiliary: "batch" or "previous"; default "batch": see `AgnosticSAM`.
         **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
-            `measure_radius`: those of every method; see `SharpnessAware`.
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
 
     Cost: 2 gradients on the primary and 2 on the auxiliary batch a step, 2.5 in all where that is a
     quarter as large ("previous": 2); two copies of the weights.
@@ -415,7 +415,7 @@ def AlignSAM(
         lmbda: step up the primary loss in units of `rho`, at least 0; default 2, the paper's. Below
             1 the auxiliary batch has more to say than the primary.
         **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
-            `measure_radius`: those of every method; see `SharpnessAware`.
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
 
     Cost: 2 gradients on the primary and 2 on the auxiliary batch a step, 2.5 in all where that is a
     quarter as large; one copy of the weights.
@@ -465,7 +465,7 @@ def AlignASAM(
         eta: floor of the scale, at least 0; default 0.01. It lets weights near 0 move.
         lmbda: step up the primary loss in units of `rho`, at least 0; default 2, the paper's.
         **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
-            `measure_radius`: those of every method; see `SharpnessAware`.
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
 
     Cost: 2 gradients on the primary and 2 on the auxiliary batch a step, 2.5 in all where that is a
     quarter as large; one copy of the weights.
@@ -509,7 +509,7 @@ def VASSO(
         theta: weight of the new gradient, in (0, 1]; default 0.9. 1 gives SAM; a smaller one
             remembers longer, about `1 / theta` steps.
         **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
-            `measure_radius`: those of every method; see `SharpnessAware`.
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
 
     Cost: 2 gradients a step; two copies of the weights.
 
@@ -553,7 +553,7 @@ def LookSAM(
         alpha: weight of what is reused, at least 0; default 0.7. 0 leaves the steps between to the
             base. A network that overfits early bears little: try 0.1 and 0.3 too.
         **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
-            `measure_radius`: those of every method; see `SharpnessAware`.
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
 
     Cost: 1 + 1/k gradients a step; two copies of the weights, and the first gradient through the
     second pass.
@@ -601,7 +601,7 @@ def SSSAM(
         seed: of the coin, any whole number; default 0. With the step count it decides, so that all
             ranks agree and a resumed run throws the same coins.
         **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
-            `measure_radius`: those of every method; see `SharpnessAware`.
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
 
     Cost: 1 + p gradients a step on average; one copy of the weights.
 
@@ -657,7 +657,7 @@ def AESAM(
             twice the base alone.
         delta: memory of the mean and variance of `s`, in [0, 1); default 0.9, the paper's.
         **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
-            `measure_radius`: those of every method; see `SharpnessAware`.
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
 
     Cost: 2 gradients on perturbed steps and 1 on the others, about 1.5 with the defaults; one copy
     of the weights; a GPU is waited for once a step, for the norm.
@@ -721,7 +721,7 @@ def AELookSAM(
         lambda2: threshold at the start, likewise; default 2, the paper's.
         delta: memory of the mean and variance of `s`, in [0, 1); default 0.9, the paper's.
         **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
-            `measure_radius`: those of every method; see `SharpnessAware`.
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
 
     Cost: 2 gradients on perturbed steps and 1 on the others, about 1.2 with the defaults; two
     copies of the weights; a GPU is waited for once a step, for the norm.
@@ -768,7 +768,7 @@ def GSAM(
         alpha: weight of the gap, at least 0; default 0.1. 0 gives SAM; tune it by factors of two.
             Since it climbs `L` across `g_s`, a large one works against the training.
         **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
-            `measure_radius`: those of every method; see `SharpnessAware`.
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
 
     Cost: 2 gradients a step; one copy of the weights, and the first gradient through the second
     pass.
@@ -820,7 +820,7 @@ def ESAM(
             at 1 give SAM.
         seed: of the draws of tensors, any whole number; default 0.
         **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
-            `measure_radius`: those of every method; see `SharpnessAware`.
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
 
     Cost: 1 + gamma gradients a step, and a forward pass over the batch at `w + eps`; one copy of
     the weights.
@@ -865,7 +865,7 @@ def LookbehindSAM(
         alpha: share of the way from the slow to the fast weights, in (0, 1]; default 0.5. Of the
             way of `k` base steps that share is left.
         **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
-            `measure_radius`: those of every method; see `SharpnessAware`.
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
 
     Cost: k + 1 gradients a step; one copy of the weights, and k gradients.
 
@@ -986,7 +986,7 @@ def _base_alone(base: Optimizer, rho: float = 0.0, **options: Unpack[Options]) -
         base: any `torch.optim` optimizer, built on the parameters to train; it takes the step.
         rho: not used, so that all methods are built alike; default 0.
         **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
-            `measure_radius`: those of every method; see `SharpnessAware`.
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
 
     Cost: 1 gradient a step; one copy of the weights.
 

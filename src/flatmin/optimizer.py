@@ -648,7 +648,7 @@ class SharpnessAware(Wrapper):
 
         A metric or a cache that is to see each batch once asks `optimizer.looking.first`.
 
-        Example:
+        Examples:
             >>> import torch, flatmin
             >>> model = torch.nn.Linear(2, 1)
             >>> optimizer = flatmin.SAM(torch.optim.SGD(model.parameters(), lr=0.1))

@@ -151,7 +151,7 @@ class Probe:
         rho: the radius of each parameter group.
         geometry: the metric.
         memory: what is kept from step to step.
-        surroundings: what else a pass changes in the model; None where the model is not known.
+        model_state: what else a pass changes in the model; None where the model is not known.
         ranks: the processes that take the step together.
         finite: whether to end the step at a number that is inf or nan.
         unscale: unscales the gradients of a pass; None without loss scaling.
