@@ -1,20 +1,8 @@
 """Loss scaling: steps in float16 with torch's `GradScaler`.
 
 Every pass is unscaled once; one inf or nan in any of them drops the whole step, with weights and
-state untouched; and the scale is updated once a step. bfloat16 needs none of this.
-
-    scaler = torch.amp.GradScaler("cuda")
-    optimizer = flatmin.SAM(base, model=model)
-
-    def loss_on(batch):
-        with torch.autocast("cuda", torch.float16):
-            loss = criterion(model(batch[0]), batch[1])
-        scaler.scale(loss).backward()
-        return loss
-
-    loss = flatmin.amp.step(optimizer, scaler, lambda: loss_on(batch))
-
-`scaler.step(optimizer)` beside it is refused: it would unscale one of the gradients only.
+state untouched; and the scale is updated once a step. bfloat16 needs none of this. See `step`;
+`scaler.step(optimizer)` beside it is refused, since it would unscale one of the gradients only.
 """
 
 # pyright: reportPrivateUsage=false
@@ -38,21 +26,39 @@ def step(
 
     Args:
         optimizer: any flatmin optimizer.
-        scaler: the scaler that the closures use.
-        closure: forward, `scaler.scale(loss).backward()`, and return the loss, unscaled.
-        aux_closure: the same on the auxiliary batch.
+        scaler: the scaler that the closures use; where it is not enabled, this is
+            `optimizer.step`.
+        closure: forward, `scaler.scale(loss).backward()`, and return the loss, unscaled. With a
+            per-sample selection (ESAM) it returns the losses, and the optimizer scales.
+        aux_closure: the same on the auxiliary batch, for directions that measure one; default None.
 
-    Returns the loss at the unperturbed weights. Raises what `optimizer.step` raises, then with the
-    scale as it was; ValueError for parameters that are float16 themselves, which torch cannot
-    unscale.
+    Returns:
+        The loss at the unperturbed weights.
+
+    Cost: a sweep over the gradients after each pass, and a wait for the device once a step.
+
+    Raises:
+        ValueError: parameters are float16 themselves, which torch cannot unscale.
+        Exception: whatever `optimizer.step` raises; the scale is then as it was.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> model, x, y = torch.nn.Linear(4, 2), torch.randn(8, 4), torch.randint(2, (8,))
+        >>> optimizer = flatmin.SAM(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
+        >>> scaler = torch.amp.GradScaler("cpu")  # "cuda" on a GPU
+        >>> def closure():
+        ...     with torch.autocast("cpu", torch.float16):
+        ...         loss = torch.nn.functional.cross_entropy(model(x), y)
+        ...     scaler.scale(loss).backward()
+        ...     return loss
+        >>> loss = flatmin.amp.step(optimizer, scaler, closure)
     """
     if not scaler.is_enabled():
         return optimizer.step(closure, aux_closure)
     if any(p.dtype == torch.float16 for p in optimizer.evaluated):
         raise ValueError(
             "loss scaling needs float32 parameters, these are float16: keep the model in float32 "
-            "and "
-            "run it under torch.autocast"
+            "and run it under torch.autocast"
         )
     passes: list[_Pass] = []  # the scaler knows them by identity: they must live until its update
 

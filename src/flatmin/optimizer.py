@@ -39,67 +39,106 @@ NonFinite: TypeAlias = Literal["skip", "raise", "ignore"]
 
 
 class Options(TypedDict, total=False):
-    """What every method takes beside its own hyperparameters; see `SharpnessAware`."""
+    """What every method takes beside its own hyperparameters.
+
+    `SharpnessAware` explains them in full; here is each one's first sentence, for editors.
+    """
 
     model: nn.Module | None
+    """The model that the closures evaluate; default None."""
+
     nonfinite: NonFinite
+    """What to do when a loss or a gradient norm is inf or nan; default "skip"."""
+
     max_norm: float | None
+    """Norm to which the gradient that is descended is clipped, above 0; default None: unclipped."""
+
     ascent: AscentMode
+    """Whose gradient is climbed with many processes, "global" or "local"; default "global"."""
+
     masters: bool
+    """Whether to keep float32 masters of bfloat16 and float16 parameters; default False."""
+
     replay_random: bool | Generators
+    """Whether passes on one batch draw the same random numbers; default True."""
+
     measure_radius: bool
+    """Whether to measure `‖eps‖` of every perturbed step for `cost.radius`; default False."""
+
     max_skips: int | None
+    """Steps that may be skipped in a row before that is an error, at least 1; default 20."""
 
 
 class SharpnessAware(Wrapper):
     """Any base optimizer, made to step with a gradient from the neighbourhood of the weights.
 
+        g = ∇L(w);   eps = rho Γ(g);   w <- base step from w with ∇L(w + eps)
+
     A method is a choice of parts: **direction** (where do we look?), **geometry** (in which
-    metric?), **policy** (at which steps?), **selection** (at which samples?) and **descent** (what
-    do we keep of what we saw?). The named methods (`flatmin.SAM`, …) are such choices.
+    metric, that is which `Γ`?), **policy** (at which steps?), **selection** (at which samples?) and
+    **descent** (what do we keep of what we saw?). The parts left out are SAM's, as above. The named
+    methods (`flatmin.SAM`, …) are such choices.
 
     It is a `torch.optim.Optimizer` whose `param_groups` and `state` are the base optimizer's own,
     so that schedulers, checkpoints and parameter groups reach both at once. `rho` stands in the
     groups, next to `lr`.
 
     Args:
-        base: any `torch.optim` optimizer, built on the parameters to train.
+        base: any `torch.optim` optimizer, built on the parameters to train; it takes the step. A
+            list of them is one base, each stepping the parameters that it holds.
         rho: radius of the perturbation, at least 0, for groups that bring no `rho` of their own;
-            default 0.05. Where every radius is 0, a step is the base optimizer's own, bit for bit.
-        direction: the parts, of which this is the first; SAM's by default.
-        geometry: see `flatmin.geometry`.
-        policy: see `flatmin.policy`.
-        descent: see `flatmin.descent`.
-        selection: see `flatmin.selection`.
-        model: the model that the closures evaluate. With it, running statistics (BatchNorm) move in
-            the first primary pass alone, a batch seen again is seen through the same dropout
-            masks, and `cost.samples` counts.
-        nonfinite: what to do when a loss or a gradient norm is inf or nan: "skip" the step, leaving
-            weights and state untouched, counting it in `cost.skipped` and warning once; "raise"
-            `FloatingPointError`; or "ignore", without looking.
-        max_norm: clip the gradient that is descended to this norm, over all parameters; never the
-            one that is climbed. Default None.
-        ascent: with many processes, "global" climbs the gradient of the joined batch, and "local"
-            lets
-            each rank climb its own batch's without communication (m-sharpness); the latter needs
-            `model`, a `DistributedDataParallel`. Default "global".
-        masters: True keeps float32 masters of bfloat16 and float16 parameters, which the base
-            optimizer (it must be new) then steps on. Default False.
-        replay_random: False draws new random numbers in every pass; needs `model`. Default True.
-        measure_radius: True measures `‖eps‖` of every perturbed step for `cost.radius`; it costs a
-            sweep over the weights. Default False.
+            default 0.05. A length over all parameters together, in the metric of the geometry: with
+            `Adaptive` start at ten times the Euclidean one. It knows nothing of `lr` or of how the
+            base scales a gradient, but its best value moves with the batch size and the noise of
+            the labels: tune it before anything else, by factors of two. Where every radius is 0, a
+            step is the base optimizer's own, bit for bit.
+        direction: one of `flatmin.direction`; default None, which is `Ascent()`: up the gradient.
+        geometry: one of `flatmin.geometry`; default None, which is `Euclidean()`.
+        policy: one of `flatmin.policy`; default None, which is `Always()`.
+        descent: one of `flatmin.descent`; default None, which is `Plain()`: what was seen.
+        selection: one of `flatmin.selection`; default None, which is `WholeBatch()`.
+        model: the model that the closures evaluate; default None. With it, running statistics
+            (BatchNorm) move in the first primary pass alone, a batch seen again is seen through the
+            same dropout masks, and `cost.samples` counts: give it to every model that has such
+            layers.
+        nonfinite: what to do when a loss or a gradient norm is inf or nan; default "skip". "skip"
+            drops the step, leaving weights and state untouched, counts it in `cost.skipped` and
+            warns once; "raise" raises `FloatingPointError`; "ignore" does not look, and so spares a
+            GPU the wait at the end of each step.
+        max_norm: norm to which the gradient that is descended is clipped, above 0; default None:
+            unclipped. It goes over all parameters together. What is climbed is never clipped.
+        ascent: whose gradient is climbed with many processes, "global" or "local"; default
+            "global". "global" climbs the gradient of the joined batch; "local" lets each rank climb
+            its own batch's without communication (m-sharpness), and needs `model`, a
+            `DistributedDataParallel`. A method that climbs smaller batches has another best `rho`.
+        masters: whether to keep float32 masters of bfloat16 and float16 parameters; default False.
+            The base optimizer, which must be new, then steps on them; one more copy of the weights.
+        replay_random: whether passes on one batch draw the same random numbers; default True. It
+            needs `model`. False draws new dropout masks in every pass; a list of random generators
+            of your own (of torch, of NumPy, `random.Random`) replays these too.
+        measure_radius: whether to measure `‖eps‖` of every perturbed step for `cost.radius`;
+            default False. It costs a sweep over the weights.
+        max_skips: steps that may be skipped in a row before that is an error, at least 1; default
+            20. Then `step` raises `FloatingPointError`; None never does. It counts only with
+            `nonfinite="skip"`, and not under loss scaling, which starts by skipping.
+
+    Cost: 2 gradients a step and one copy of the weights with the parts of SAM; each other part says
+    what it asks for. `gradients_per_step()` adds it up.
 
     Raises:
-        TypeError: `base` is not an optimizer instance, or `model` is not a module.
-        ValueError: a radius is negative, a hyperparameter out of range, or `base`, the sharding or
-            `ascent` cannot work.
+        TypeError: `base` is not an optimizer instance, `model` not a module, or a part not a part.
+        ValueError: a radius is negative, a hyperparameter out of range, or `base`, `model`, the
+            sharding or `ascent` cannot work.
 
-    Example:
+    Reference: Foret et al., Sharpness-Aware Minimization, ICLR 2021, arXiv:2010.01412, Algorithm 1,
+    for the step; the parts name their own.
+
+    Examples:
         >>> import torch, flatmin
         >>> model = torch.nn.Linear(4, 2)
         >>> x, y = torch.randn(8, 4), torch.randint(2, (8,))
         >>> base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        >>> optimizer = flatmin.SharpnessAware(base, rho=0.05, geometry=flatmin.geometry.Adaptive())
+        >>> optimizer = flatmin.SharpnessAware(base, rho=0.5, geometry=flatmin.geometry.Adaptive())
         >>> def closure():
         ...     loss = torch.nn.functional.cross_entropy(model(x), y)
         ...     loss.backward()
@@ -107,8 +146,6 @@ class SharpnessAware(Wrapper):
         >>> loss = optimizer.step(closure)
         >>> optimizer.cost.gradients
         2
-
-    Cost: one copy of the weights, and what the parts say.
     """
 
     direction: Direction
@@ -214,7 +251,10 @@ class SharpnessAware(Wrapper):
             closure: runs forward and backward on the primary batch and returns the loss, as in
                 `torch.optim`. Gradients are cleared before each call. With a per-sample selection
                 (ESAM) it takes indices, or None, and returns per-sample losses, without backward.
-            aux_closure: the same on the auxiliary batch; for directions that measure one.
+                Default None, which is for checkpoint loaders alone: with zero gradients it sets up
+                all state and moves nothing.
+            aux_closure: the same on the auxiliary batch, for directions that measure one; default
+                None.
 
         Raises:
             TypeError: a closure is missing or cannot be called, or a gradient is sparse.
@@ -243,17 +283,21 @@ class SharpnessAware(Wrapper):
     def passes(self) -> Passes:
         """The same step for loops that own their backward pass.
 
-            with optimizer.passes() as passes:
-                for p in passes:
-                    loss = loss_on(batches[p.batch])
-                    accelerator.backward(loss)
-                    p.done(loss)
-            print(passes.loss)
-
-        Each `p` says which batch to evaluate, whether the weights are perturbed, whether to
+        Each pass says which batch to evaluate, whether the weights are perturbed, whether to
         communicate, and whether it is the last; see `flatmin.engine.passes.Turn`. Gradients are
         cleared and weights moved between passes. A pass left out or repeated raises RuntimeError,
         and takes the weights back.
+
+        Examples:
+            >>> import torch, flatmin
+            >>> model, x = torch.nn.Linear(4, 1), torch.randn(8, 4)
+            >>> optimizer = flatmin.SAM(torch.optim.SGD(model.parameters(), lr=0.1))
+            >>> with optimizer.passes() as passes:
+            ...     for p in passes:
+            ...         loss = model(x).square().mean()
+            ...         loss.backward()  # or accelerator.backward(loss)
+            ...         p.done(loss)
+            >>> loss = passes.loss
         """
         self._finish_before()
         begun = Passes(self._run_with_hooks(), self._ranks)
@@ -276,7 +320,10 @@ class SharpnessAware(Wrapper):
     ) -> Generator[None]:
         """Losses are scaled before backward, gradients unscaled after; an overflow is no accident.
 
-        Closures scale by themselves; `scale` is for the backward passes that the optimizer runs.
+        Args:
+            scale: scales a loss, for the backward passes that the optimizer runs (those of closures
+                that return per-sample losses); other closures scale by themselves.
+            unscale: called after each backward pass, to unscale the gradients that it has left.
         """
         self._scale, self._unscale = scale, unscale
         try:
@@ -592,10 +639,11 @@ class SharpnessAware(Wrapper):
     def gradients_per_step(self, fraction: float = 0.25) -> float:
         """The gradients that a step costs on average, in units of one on the primary batch.
 
-        Args:
-            fraction: size of the auxiliary batch against the primary one.
+        It is nan where only training can tell (the adaptive policy).
 
-        Returns nan where only training can tell (the adaptive policy).
+        Args:
+            fraction: size of the auxiliary batch against the primary one, above 0; default 0.25,
+                that of `flatmin.paired`.
         """
         if not self._reaches():
             return 1.0
@@ -603,13 +651,24 @@ class SharpnessAware(Wrapper):
         return 1.0 + self.policy.rate * (look + self.descent.further_passes)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base optimizer; it may bring a `rho` of its own."""
+        """Add a group to the base optimizer; it may bring a `rho` of its own.
+
+        Args:
+            param_group: a dictionary with "params", as in `torch.optim`; options that it leaves out
+                are those that the base optimizer and this one were built with.
+        """
         super().add_param_group(param_group)
         if self._masters:
             self._masters.adopt(self.param_groups[-1])
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear all gradients, of masters and of what the model evaluates."""
+        """Clear all gradients, of masters and of what the model evaluates.
+
+        `step` clears them by itself, before each pass.
+
+        Args:
+            set_to_none: whether to drop them rather than fill them with zeros; default True.
+        """
         super().zero_grad(set_to_none)
         for rounded in self._masters.evaluated.values() if self._masters else ():
             rounded.grad = None
@@ -620,7 +679,7 @@ class SharpnessAware(Wrapper):
 
         A metric or a cache that is to see each batch once asks `optimizer.looking.first`.
 
-        Example:
+        Examples:
             >>> import torch, flatmin
             >>> model = torch.nn.Linear(2, 1)
             >>> optimizer = flatmin.SAM(torch.optim.SGD(model.parameters(), lr=0.1))

@@ -25,6 +25,8 @@ from flatmin.engine import check
 def paired(loader: DataLoader[Any], fraction: float = 0.25, *, seed: int = 0) -> PairedLoader:
     """Batches of `loader`, each with an auxiliary batch drawn independently from the same data set.
 
+        B from the loader, as it would yield alone;   A, |A| = fraction |B|, from the same samples
+
     The auxiliary batches come from a sampler of their own over what the loader samples from
     (`S^t = S^v` in the papers), seeded apart from it; everything else (collation, workers, pinning)
     is the loader's. The loader's own batches hold the samples that it would yield alone; random
@@ -32,16 +34,27 @@ def paired(loader: DataLoader[Any], fraction: float = 0.25, *, seed: int = 0) ->
 
     Args:
         loader: any `DataLoader` over a map-style data set.
-        fraction: size of an auxiliary batch against a primary one, in (0, 1]; default 0.25, the
-            papers'.
-        seed: seed of the auxiliary sampler. With the epoch it decides the batches; see `set_epoch`.
+        fraction: size of an auxiliary batch against a primary one, in (0, 1]; default 0.25, that
+            of the papers. A larger one has less noise, and each step of Agnostic-SAM costs two
+            gradients on it.
+        seed: of the auxiliary sampler, any whole number; default 0. With the epoch it decides the
+            batches; see `PairedLoader.set_epoch`.
+
+    Returns:
+        A `PairedLoader`, which yields `(primary, auxiliary)`.
+
+    Cost: the auxiliary samples are loaded beside the primary ones, by workers of their own: as many
+    as the loader has.
 
     Raises:
         TypeError: `loader` is not a `DataLoader`, or its data set is iterable and cannot be
             sampled.
         ValueError: `fraction` is out of range, or the loader's sampler is of an unknown kind.
 
-    Example:
+    Reference: Nguyen et al., Agnostic Sharpness-Aware Minimization, 2024, arXiv:2406.07107, §3
+    (`S^t = S^v = S`) and §4 (`4 |B^v| = |B^t|`).
+
+    Examples:
         >>> import torch, flatmin
         >>> from torch.utils.data import DataLoader, TensorDataset
         >>> data = TensorDataset(torch.randn(64, 3), torch.randint(2, (64,)))
@@ -53,7 +66,28 @@ def paired(loader: DataLoader[Any], fraction: float = 0.25, *, seed: int = 0) ->
 
 
 class PairedLoader:
-    """What `paired` returns: as long as the loader, and with its attributes."""
+    """What `paired` returns: as long as the loader, and with its attributes.
+
+    Each pass over it begins the next epoch, with other auxiliary batches.
+
+    Args:
+        loader: any `DataLoader` over a map-style data set.
+        fraction: size of an auxiliary batch against a primary one, in (0, 1].
+        seed: of the auxiliary sampler, any whole number.
+
+    Raises:
+        TypeError: `loader` is not a `DataLoader`, or its data set is iterable.
+        ValueError: `fraction` is out of range, or the loader's sampler is of an unknown kind.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> loader = DataLoader(TensorDataset(torch.arange(64)), batch_size=16)
+        >>> pairs = flatmin.paired(loader)
+        >>> len(pairs), pairs.batch_size
+        (4, 16)
+        >>> pairs.set_epoch(7)
+    """
 
     def __init__(self, loader: DataLoader[Any], fraction: float, seed: int) -> None:
         if not isinstance(loader, DataLoader):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -65,8 +99,7 @@ class PairedLoader:
         if isinstance(loader.dataset, IterableDataset):
             raise TypeError(
                 "an iterable data set cannot be sampled a second time: split each batch in two "
-                "with "
-                "flatmin.split(batch, fraction)"
+                "with flatmin.split(batch, fraction)"
             )
         self.loader = loader
         self.epoch = 0
@@ -75,8 +108,7 @@ class PairedLoader:
         if not isinstance(size, int):
             raise ValueError(
                 "the loader's batch_sampler has no batch_size to take a fraction of: split each "
-                "batch "
-                "in two with flatmin.split(batch, fraction)"
+                "batch in two with flatmin.split(batch, fraction)"
             )
         sampler = cast(object, loader.sampler)
         if loader.batch_size is None:
@@ -113,7 +145,11 @@ class PairedLoader:
         return len(self.loader)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, of the loader's sampler too if it has one: call it before resuming."""
+        """Choose the epoch, of the loader's sampler too if it has one: call it before resuming.
+
+        Args:
+            epoch: number of the epoch that comes next, from 0.
+        """
         self.epoch = epoch
         batches = cast(object, self.loader.batch_sampler)
         own = cast(object, self.loader.sampler)
@@ -158,8 +194,7 @@ def _drawn_from(sampler: object, dataset: object) -> tuple[Tensor, Tensor | None
         return torch.arange(len(cast(Sized, dataset))), None
     raise ValueError(
         f"paired() does not know what a {type(sampler).__name__} draws from: use one of torch's "
-        f"own "
-        "samplers, or split each batch in two with flatmin.split(batch, fraction)"
+        "own samplers, or split each batch in two with flatmin.split(batch, fraction)"
     )
 
 
@@ -174,17 +209,21 @@ def split(batch: Any, fraction: float = 0.25) -> tuple[Any, Any]:
     Args:
         batch: a tensor whose first dimension counts samples, or a tuple, named tuple, list or dict
             of them (nested as you like); lists of other things count as one item a sample.
-        fraction: the share of samples that the auxiliary part gets, in (0, 1); default 0.25. Each
-            part gets at least one.
+        fraction: the share of samples that the auxiliary part gets, in (0, 1); default 0.25, which
+            leaves three quarters to the gradient that is descended. Each part gets at least one.
 
     Returns:
-        Two batches of the same structure; tensors are views of the batch's.
+        Two batches of the same structure; tensors are views of the batch's, the auxiliary one
+        of its end.
+
+    Cost: nothing is copied.
 
     Raises:
         ValueError: `fraction` is out of range, the batch has fewer than two samples, or its parts
             differ in length.
+        TypeError: the batch holds arrays that are no tensors.
 
-    Example:
+    Examples:
         >>> import torch, flatmin
         >>> (x, y), (x_aux, y_aux) = flatmin.split((torch.randn(8, 3), torch.arange(8)))
         >>> y.tolist(), y_aux.tolist()

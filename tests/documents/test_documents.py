@@ -56,10 +56,3 @@ def test_the_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     for example in DOCUMENTS[name].examples():
         example.evaluate()
-
-
-def test_the_main_names_have_an_example():
-    """The optimizer, and what makes its batches."""
-    documented = {name.partition(":")[0] for name in DOCUMENTS}
-    assert {"optimizer.py", "pairs.py"} <= documented
-    assert sum(name.startswith("pairs.py") for name in DOCUMENTS) == 2

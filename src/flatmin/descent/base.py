@@ -13,6 +13,14 @@ class Descent:
     """Says which gradient the base optimizer gets. A new one is a frozen dataclass with `after`.
 
     A base step is taken for each gradient it returns, in order, from the unperturbed weights.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> import flatmin
+        >>> @dataclass(frozen=True)
+        ... class HalfWay(flatmin.descent.Descent):
+        ...     def after(self, at, seen, eps):
+        ...         return [0.5 * at.grad + 0.5 * seen]
     """
 
     @property
@@ -36,9 +44,19 @@ class Descent:
         return 1.0
 
     def after(self, at: Probe, seen: Vector, eps: Vector) -> Result[list[Vector]]:
-        """The gradients to descend, of a step that saw `seen` at `w + eps`."""
+        """The gradients to descend, of a step that has looked.
+
+        Args:
+            at: this step; `at.grad` is the gradient at the unperturbed weights.
+            seen: the gradient at `w + eps`.
+            eps: the perturbation.
+        """
         raise NotImplementedError
 
     def without(self, at: Probe) -> list[Vector]:
-        """The gradients to descend, of a step that looked nowhere."""
+        """The gradients to descend, of a step that looked nowhere.
+
+        Args:
+            at: this step.
+        """
         return [at.grad]

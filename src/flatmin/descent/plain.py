@@ -16,7 +16,16 @@ if TYPE_CHECKING:
 class Plain(Descent):
     """The perturbed gradient as it is.
 
+        g_s = ∇L(w + eps)
+
+    Cost: no pass, no copy; the first gradient is let go before the second pass.
+
     Reference: Foret et al., Sharpness-Aware Minimization, ICLR 2021, arXiv:2010.01412, eq. 3.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> base = torch.optim.SGD(torch.nn.Linear(4, 2).parameters(), lr=0.1)
+        >>> optimizer = flatmin.SharpnessAware(base, descent=flatmin.descent.Plain())
     """
 
     @property

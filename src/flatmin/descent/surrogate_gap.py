@@ -18,14 +18,25 @@ if TYPE_CHECKING:
 class SurrogateGap(Descent):
     """Also close the gap between the perturbed loss and the loss, without disturbing the former.
 
-        g_s - alpha (g - (gᵀg_s / ‖g_s‖²) g_s)
+        w <- base step with g_s - alpha (g - (gᵀg_s / ‖g_s‖²) g_s)
 
-    Fields:
-        alpha: weight of the gap, at least 0; default 0.1; 0 gives SAM.
+    Args:
+        alpha: weight of the gap, at least 0; default 0.1; 0 gives SAM. Since it climbs `L` across
+            `g_s`, a large one works against the training.
 
-    Cost: no pass; the first gradient is kept through the second pass.
+    Cost: no pass, no copy; the first gradient is kept through the second pass.
+
+    Raises:
+        ValueError: `alpha` is negative.
+
     Reference: Zhuang et al., Surrogate Gap Minimization Improves SAM, ICLR 2022, arXiv:2203.08065,
-        eq. 7.
+    eq. 7.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> base = torch.optim.SGD(torch.nn.Linear(4, 2).parameters(), lr=0.1)
+        >>> descent = flatmin.descent.SurrogateGap(alpha=0.1)
+        >>> optimizer = flatmin.SharpnessAware(base, rho=0.05, descent=descent)
     """
 
     alpha: float = 0.1

@@ -21,20 +21,38 @@ class Agnostic(Direction):
         eps_v = rho2 Γ(∇L(w; A));   v <- beta v + (1 - beta) ∇L(w + eps_v; A)
         eps = rho1 Γ(g) - rho2 Γ(v)
 
-    Fields:
-        rho1, rho2: radii, at least 0. Left out they are `ratio` times the radius of each parameter
-            group, and that radius itself, and follow it; given, they are absolute.
+    Args:
+        rho1: step up the primary loss, at least 0; default None: `ratio` times the radius of each
+            parameter group, which it follows. Given, it is absolute.
+        rho2: step down the auxiliary loss, at least 0; default None: the radius of each parameter
+            group, likewise. The weights move by up to `rho1 + rho2`, three radii where SAM moves
+            one: halve the radius where training breaks down.
         beta: memory of `v`, which starts at 0, in [0, 1); default 0.9; 0 keeps none.
-        ratio: `rho1 / rho2` where these are left out; 2 in both papers.
-        auxiliary: "batch" takes `A` from the auxiliary closure. "previous" takes the previous
-            primary batch, whose perturbed gradient is known from the step before:
-            `v <- beta v + (1 - beta) g_s` after each perturbed step, no auxiliary closure at all.
+        ratio: `rho1 / rho2` where these are left out, at least 0; default 2, that of both papers.
+        auxiliary: "batch" or "previous"; default "batch". "batch" takes `A` from the auxiliary
+            closure. "previous" takes the previous primary batch, whose perturbed gradient is known
+            from the step before: `v <- beta v + (1 - beta) g_s` after each perturbed step, no
+            auxiliary closure at all.
 
     Cost: two passes on the primary and two on the auxiliary batch a perturbed step ("previous": two
     passes); two copies of the weights (one for beta = 0 with "batch").
+
+    Raises:
+        ValueError: a hyperparameter is out of range.
+
+    Under a policy that skips steps `v` moves on perturbed steps alone; no paper says.
+
     Reference: Nguyen et al., Agnostic Sharpness-Aware Minimization, 2024, arXiv:2406.07107,
-        Algorithm 1; with beta = 0, Align-SAM, its later form. "previous" answers their closing
-        question.
+    Algorithm 1; with beta = 0, Align-SAM (ICLR 2026), its later form. "previous" answers their
+    closing question.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> base = torch.optim.SGD(torch.nn.Linear(4, 2).parameters(), lr=0.1)
+        >>> direction = flatmin.direction.Agnostic(auxiliary="previous")
+        >>> optimizer = flatmin.SharpnessAware(base, rho=0.05, direction=direction)
+        >>> optimizer.gradients_per_step()
+        2.0
     """
 
     rho1: float | None = None

@@ -14,6 +14,14 @@ class Direction:
 
     A direction runs on perturbed steps alone, and so does its memory: a step that the policy
     leaves to the base optimizer costs one gradient and nothing else.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> import flatmin
+        >>> @dataclass(frozen=True)
+        ... class Downhill(flatmin.direction.Direction):
+        ...     def displacement(self, at):
+        ...         return -1.0 * at.climb(at.grad)
     """
 
     @property
@@ -27,12 +35,25 @@ class Direction:
         return ()
 
     def largest_radius(self, rho: float) -> float:
-        """The largest radius in a parameter group with `rho`; at 0 nothing is perturbed."""
+        """The largest radius that it takes in a parameter group; at 0 nothing is perturbed.
+
+        Args:
+            rho: the radius of the group, at least 0.
+        """
         return rho
 
     def displacement(self, at: Probe) -> Result[Vector]:
-        """The perturbation `eps`, or the looks that end in it (`g = yield from at.auxiliary()`)."""
+        """The perturbation `eps`, or the looks that end in it (`g = yield from at.auxiliary()`).
+
+        Args:
+            at: this step: the weights, the gradient `at.grad`, the climb and what is remembered.
+        """
         raise NotImplementedError
 
     def learn(self, at: Probe, seen: Vector) -> None:
-        """Called with the perturbed gradient, for directions that remember it."""
+        """Called with the perturbed gradient, for directions that remember it.
+
+        Args:
+            at: this step.
+            seen: the gradient at `w + eps`.
+        """

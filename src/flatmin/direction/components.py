@@ -14,13 +14,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FullComponent(Direction):
-    """Climb along the full gradient only: `eps = rho Γ(cos(G, g) G)`, `G = ∇L(w; A)`.
+    """Climb along the full gradient only (SAM-full).
 
-    The auxiliary closure evaluates the whole training set, or a large sample of it (SAM-full).
+        G = ∇L(w; A);   eps = rho Γ(cos(G, g) G)
 
-    Cost: two passes on the primary and one on the auxiliary batch a perturbed step.
-    Reference: Li et al., Friendly Sharpness-Aware Minimization, CVPR 2024, arXiv:2403.12350, §4,
-        eq. 8.
+    The auxiliary closure evaluates the whole training set, or a large sample of it.
+
+    Cost: two passes on the primary and one on the auxiliary batch a perturbed step; one copy of the
+    weights.
+
+    As in the paper `G` is scaled by the cosine itself, not by `‖g‖ cos(G, g) / ‖G‖` as a projection
+    would be; the climb differs in nothing, since its length is `rho`.
+
+    Reference: Li et al., Friendly Sharpness-Aware Minimization, CVPR 2024, arXiv:2403.12350, §4.1.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> base = torch.optim.SGD(torch.nn.Linear(4, 2).parameters(), lr=0.1)
+        >>> direction = flatmin.direction.FullComponent()
+        >>> optimizer = flatmin.SharpnessAware(base, rho=0.05, direction=direction)
     """
 
     @property
@@ -34,16 +46,26 @@ class FullComponent(Direction):
 
 @dataclass(frozen=True)
 class NoiseComponent(Direction):
-    """Climb what the batch adds to the full gradient `G`: `eps = rho Γ(g - cos(G, g) G)`.
+    """Climb what the batch adds to the full gradient (SAM-noise).
 
-    The auxiliary closure evaluates the whole training set, or a large sample of it: `G = ∇L(w; A)`
-    (SAM-noise).
-    As in the paper, `G` is scaled by the cosine itself, so the result is orthogonal to `G` only
+        G = ∇L(w; A);   eps = rho Γ(g - cos(G, g) G)
+
+    The auxiliary closure evaluates the whole training set, or a large sample of it.
+
+    Cost: two passes on the primary and one on the auxiliary batch a perturbed step; one copy of the
+    weights.
+
+    As in the paper `G` is scaled by the cosine itself, so that the result is orthogonal to `G` only
     where `‖g‖ = ‖G‖`.
 
-    Cost: two passes on the primary and one on the auxiliary batch a perturbed step.
     Reference: Li et al., Friendly Sharpness-Aware Minimization, CVPR 2024, arXiv:2403.12350, §4,
-        eq. 9.
+    eqs. 8-9.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> base = torch.optim.SGD(torch.nn.Linear(4, 2).parameters(), lr=0.1)
+        >>> direction = flatmin.direction.NoiseComponent()
+        >>> optimizer = flatmin.SharpnessAware(base, rho=0.05, direction=direction)
     """
 
     @property

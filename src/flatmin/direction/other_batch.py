@@ -14,13 +14,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OtherBatch(Direction):
-    """Climb the gradient of the auxiliary batch: `eps = rho Γ(∇L(w; A))`.
+    """Climb the gradient of the auxiliary batch.
+
+        eps = rho Γ(∇L(w; A))
 
     With another batch of the same size it is the paper's SAM-db; with one `k` times as large that
     contains the primary batch, the study of the perturbation's batch size.
 
-    Cost: two passes on the primary and one on the auxiliary batch a perturbed step.
+    Cost: two passes on the primary and one on the auxiliary batch a perturbed step; one copy of the
+    weights.
+
     Reference: Li et al., Friendly Sharpness-Aware Minimization, CVPR 2024, arXiv:2403.12350, §4.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> base = torch.optim.SGD(torch.nn.Linear(4, 2).parameters(), lr=0.1)
+        >>> direction = flatmin.direction.OtherBatch()
+        >>> optimizer = flatmin.SharpnessAware(base, rho=0.05, direction=direction)
     """
 
     @property

@@ -19,14 +19,27 @@ class Suppressed(Direction):
 
         d <- (1 - theta) d + theta g    then    eps = rho Γ(d)
 
-    `d` starts at the first gradient.
+    `d` starts at the first gradient; that of a parameter that appears later, at 0.
 
-    Fields:
-        theta: weight of the new gradient, in (0, 1]; default 0.9; 1 gives SAM.
+    Args:
+        theta: weight of the new gradient, in (0, 1]; default 0.9; 1 gives SAM. A smaller one
+            remembers longer, about `1 / theta` steps.
 
     Cost: two passes a perturbed step; two copies of the weights.
-    Reference: Li & Giannakis, Enhancing SAM through Variance Suppression, NeurIPS 2023,
-        arXiv:2309.15639.
+
+    Raises:
+        ValueError: `theta` is out of range.
+
+    Under a policy that skips steps `d` moves on perturbed steps alone; no paper says.
+
+    Reference: Li & Giannakis, Enhancing Sharpness-Aware Optimization Through Variance Suppression,
+    NeurIPS 2023, arXiv:2309.15639.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> base = torch.optim.SGD(torch.nn.Linear(4, 2).parameters(), lr=0.1)
+        >>> direction = flatmin.direction.Suppressed(theta=0.4)
+        >>> optimizer = flatmin.SharpnessAware(base, rho=0.05, direction=direction)
     """
 
     theta: float = 0.9

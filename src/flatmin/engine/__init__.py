@@ -4,12 +4,29 @@ A direction, geometry, policy, selection or descent sees one step through a `Pro
 the gradient, the climb in the metric at hand, further gradients, and memory. What it computes are
 `Vector`s, written as on paper; a part that has to look first is a generator of passes.
 
-    from flatmin.engine import Pass, PassGenerator, Probe, Vector, ZERO
+    Probe: the step, as a part sees it: `at`.
+    Vector: a gradient, a perturbation or a running mean.
+    ZERO: the zero vector.
+    Scalar: a number, which may be a tensor on the device.
+    Pass: one evaluation of the loss.
+    PassGenerator: a computation that stops at each pass that it needs.
+    Result: what a part returns: the thing itself, or a `PassGenerator` that ends in it.
+    Cost: what training has cost so far.
 
-    @dataclass(frozen=True)
-    class Downhill(flatmin.direction.Direction):
-        def displacement(self, at: Probe) -> Vector:
-            return at.climb(-1.0 * at.grad)
+A direction that needs no look of its own, and one that does:
+
+    >>> from dataclasses import dataclass
+    >>> import flatmin
+    >>> from flatmin.engine import PassGenerator, Probe, Vector
+    >>> @dataclass(frozen=True)
+    ... class Downhill(flatmin.direction.Direction):
+    ...     def displacement(self, at: Probe) -> Vector:
+    ...         return -1.0 * at.climb(at.grad)
+    >>> @dataclass(frozen=True)
+    ... class Ahead(flatmin.direction.Direction):
+    ...     def displacement(self, at: Probe) -> PassGenerator[Vector]:
+    ...         ahead = yield from at.primary(at.climb(at.grad))
+    ...         return at.climb(ahead)
 
 Where to start reading: `probe` (what a part may see and do), `vec` (the arithmetic), then `walk`
 (weights that leave home and come back bit for bit), `space` (how tensors are laid out in blocks)

@@ -11,15 +11,33 @@ from typing import Any
 class Cost:
     """Counts since the start of training; they are saved and resumed with the optimizer.
 
-    Fields:
-        steps: steps taken. Skipped ones are not among them.
-        perturbed: steps that looked around before they moved.
-        gradients: forward-and-backward passes, on primary and auxiliary batches together.
-        auxiliary: those on auxiliary batches.
-        skipped: steps dropped because a loss or a gradient was not finite.
-        samples: samples differentiated; counted when the optimizer knows the model (`model=`).
-        primary_samples: those of them that a plain optimizer would have differentiated too.
-        distance: the sum of ‖ε‖ over perturbed steps; counted with `measure_radius=True`.
+    `optimizer.cost` is one. Costs of several trainings add up with `+`.
+
+    Args:
+        steps: steps taken, at least 0; default 0. Skipped ones are not among them.
+        perturbed: steps that looked around before they moved; default 0.
+        gradients: forward-and-backward passes, on primary and auxiliary batches together; default
+            0.
+        auxiliary: those on auxiliary batches; default 0.
+        skipped: steps dropped because a loss or a gradient was not finite; default 0.
+        samples: samples differentiated; default 0. Counted when the optimizer knows the model
+            (`model=`).
+        primary_samples: those of them that a plain optimizer would have differentiated too; default
+            0.
+        distance: the sum of ‖ε‖ over perturbed steps; default 0. Counted with
+            `measure_radius=True`.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> model, x = torch.nn.Linear(4, 1), torch.randn(8, 4)
+        >>> optimizer = flatmin.SAM(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
+        >>> def closure():
+        ...     loss = model(x).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = optimizer.step(closure)
+        >>> optimizer.cost.gradients, optimizer.cost.samples, optimizer.cost.ratio
+        (2, 16, 2.0)
     """
 
     steps: int = 0
@@ -51,6 +69,11 @@ class Cost:
 
     @classmethod
     def of(cls, numbers: Mapping[str, Any]) -> Cost:
+        """The counts among numbers that are kept by name.
+
+        Args:
+            numbers: by name, others among them; a count that is missing is 0.
+        """
         return cls(**{name: numbers[name] for name in COUNTS if name in numbers})
 
 

@@ -198,9 +198,8 @@ def _refuse_foreign_shards(params: Sequence[Tensor], model: nn.Module | None) ->
         hasattr(p, "_fsdp_flattened") or type(p).__name__ == "FlatParameter" for p in params
     ) or (type(model).__name__ == "FullyShardedDataParallel"):
         raise ValueError(
-            "FSDP1 (FullyShardedDataParallel) hides its shards in plain tensors, of which no "
-            "norm over "
-            "all shards can be taken: wrap the model with torch.distributed.fsdp.fully_shard "
+            "FSDP1 (FullyShardedDataParallel) hides its shards in plain tensors, of which no norm "
+            "over all shards can be taken: wrap the model with torch.distributed.fsdp.fully_shard "
             "(FSDP2)"
         )
     if any(hasattr(p, "ds_id") for p in params) or type(model).__name__ == "DeepSpeedEngine":

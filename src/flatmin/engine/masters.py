@@ -29,8 +29,7 @@ class Masters:
         if base.state:
             raise ValueError(
                 "the base optimizer has stepped already, on the narrow parameters themselves: "
-                "ask for "
-                "masters=True when it is new"
+                "ask for masters=True when it is new"
             )
         for group in base.param_groups:
             self.adopt(group)
@@ -45,8 +44,7 @@ class Masters:
         if hasattr(p, "device_mesh"):
             raise ValueError(
                 "masters=True is for whole parameters: fully_shard keeps float32 shards by "
-                "itself, with "
-                "MixedPrecisionPolicy(param_dtype=torch.bfloat16)"
+                "itself, with MixedPrecisionPolicy(param_dtype=torch.bfloat16)"
             )
         master = nn.Parameter(p.detach().float(), requires_grad=p.requires_grad)
         self.evaluated[master] = p
@@ -54,7 +52,7 @@ class Masters:
 
     @torch.no_grad()
     def write_evaluated(self) -> None:
-        """Round every master into its face."""
+        """Round every master into the copy that the model evaluates."""
         for master, rounded in self.evaluated.items():
             rounded.copy_(master)
 

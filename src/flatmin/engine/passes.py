@@ -41,14 +41,32 @@ _NOTHING = nullcontext()
 class Turn:
     """One pass, to be run by the loop: evaluate the loss, run backward, say `done(loss)`.
 
+    `optimizer.passes()` yields them; nobody makes one.
+
+    Args:
+        wanted: the pass that the step asks for.
+
     Attributes:
-        batch: "primary" or "auxiliary".
+        batch: the batch to evaluate, "primary" or "auxiliary".
         perturbed: whether the weights now stand at `w + eps`.
         gradient: whether a backward pass is wanted; without it, only the losses are.
         samples: indices of the chosen samples; None for all.
         communicate: whether ranks reduce the gradient of this pass; if not, forward and backward
             belong under `no_sync()`.
         last: whether it is the last pass of the step; None if that depends on its gradient.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> model, x = torch.nn.Linear(4, 1), torch.randn(8, 4)
+        >>> optimizer = flatmin.SAM(torch.optim.SGD(model.parameters(), lr=0.1))
+        >>> with optimizer.passes() as passes:
+        ...     for p in passes:
+        ...         print(p.batch, p.perturbed, p.last)
+        ...         loss = model(x).square().mean()
+        ...         loss.backward()
+        ...         p.done(loss)
+        primary False False
+        primary True True
     """
 
     def __init__(self, wanted: Pass) -> None:
@@ -61,7 +79,16 @@ class Turn:
         self._loss: tuple[Any] | None = None
 
     def done(self, loss: Any = None) -> None:
-        """The pass was run. Raises RuntimeError if that was said before."""
+        """The pass was run.
+
+        Args:
+            loss: the loss that it has found, one a sample where that is wanted; default None, for
+                loops that keep it to themselves (a loss that is inf or nan then shows in the
+                gradient alone).
+
+        Raises:
+            RuntimeError: that was said before.
+        """
         if self._loss is not None:
             raise RuntimeError(
                 f"this {self.batch} pass was run twice: call done(loss) once for each pass"
@@ -85,8 +112,30 @@ class Passes(Iterator[Turn]):
 
     A pass left out or repeated raises. Who leaves the loop early, or by an error, gives the step
     up: the weights go back where they were when the `with` block ends or, without one, when the
-        loop's
-    iterator is dropped; at the latest when the next step begins.
+    loop's iterator is dropped; at the latest when the next step begins.
+
+    Args:
+        run: the step, as a generator of passes.
+        ranks: the processes that take it together.
+
+    Attributes:
+        loss: the loss at the unperturbed weights, once all passes were run; None before.
+        finished: whether the step was taken, or given up.
+
+    Raises:
+        RuntimeError: while iterating: a pass was left out or run twice.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> model, x = torch.nn.Linear(4, 1), torch.randn(8, 4)
+        >>> optimizer = flatmin.SAM(torch.optim.SGD(model.parameters(), lr=0.1))
+        >>> with optimizer.passes() as passes:
+        ...     for p in passes:
+        ...         loss = model(x).square().mean()
+        ...         loss.backward()
+        ...         p.done(loss)
+        >>> passes.finished, passes.loss is not None
+        (True, True)
     """
 
     def __init__(self, run: PassGenerator[Tensor | None], ranks: Ranks) -> None:

@@ -44,14 +44,23 @@ class Looking:
 class Pass:
     """One evaluation of the loss that a step asks for.
 
-    Fields:
-        batch: which batch to evaluate.
+    A part gets its gradients from the probe, which yields these; whoever runs the step answers each
+    with the loss.
+
+    Args:
+        batch: which batch to evaluate, "primary" or "auxiliary".
         perturbed: whether the weights now stand at `w + eps`.
-        gradient: whether a backward pass is wanted; without it, only the losses are.
-        samples: the chosen samples of the batch, as indices; None for all.
-        communicate: whether ranks reduce the gradient of this pass.
-        last: whether it is the last pass of the step; None if that depends on its gradient.
-        per_sample: whether one loss a sample is wanted, in place of their mean.
+        gradient: whether a backward pass is wanted; default True. Without it, only the losses are.
+        samples: the chosen samples of the batch, as indices; default None, for all.
+        communicate: whether ranks reduce the gradient of this pass; default True.
+        last: whether it is the last pass of the step; default False. None if that depends on its
+            gradient.
+        per_sample: whether one loss a sample is wanted, in place of their mean; default False.
+
+    Examples:
+        >>> from flatmin.engine import Pass
+        >>> Pass("primary", perturbed=True, last=True).gradient
+        True
     """
 
     batch: BatchName
@@ -63,21 +72,27 @@ class Pass:
     per_sample: bool = False
 
     def losses(self, value: object) -> Tensor | None:
-        """What a pass has returned, as a tensor; TypeError or ValueError if it is no loss."""
+        """What a pass has returned, as a tensor.
+
+        Args:
+            value: what the closure returned, or `done` was told.
+
+        Raises:
+            TypeError: it is no loss, or not one a sample where that is wanted.
+            ValueError: there are more losses than chosen samples, or fewer.
+        """
         if not self.per_sample:
             return _as_loss(value)
         if not isinstance(value, Tensor) or value.ndim != 1:
             raise TypeError(
                 "this selection needs one loss a sample: the closure takes indices (or None for "
-                "the "
-                'whole batch) and returns a 1-D tensor, as with reduction="none"; got '
+                'the whole batch) and returns a 1-D tensor, as with reduction="none"; got '
                 f"{check.describe(value)}"
             )
         if self.samples is not None and len(value) != len(self.samples):
             raise ValueError(
                 f"the closure was given {len(self.samples)} sample indices and returned "
-                f"{len(value)} "
-                "losses: evaluate the chosen samples, as in x[indices], y[indices]"
+                f"{len(value)} losses: evaluate the chosen samples, as in x[indices], y[indices]"
             )
         return value
 
@@ -126,6 +141,23 @@ class NotFinite(Exception):
 class Probe:
     """The weights, the gradient, the climb in the metric at hand, further gradients, and memory.
 
+    It is what a part is given as `at`, and all that it may see and do. The optimizer makes one for
+    each step; a part measures with `norm`, `dot` and `cosine`, moves with `climb`, looks with
+    `yield from at.primary(...)`, `at.auxiliary(...)` or `at.losses_at(...)`, and remembers with
+    `keep` and `recall`. The rest is the optimizer's.
+
+    Args:
+        walk: the weights, and how to leave and come home.
+        rho: the radius of each parameter group.
+        geometry: the metric.
+        memory: what is kept from step to step.
+        model_state: what else a pass changes in the model; None where the model is not known.
+        ranks: the processes that take the step together.
+        finite: whether to end the step at a number that is inf or nan.
+        unscale: unscales the gradients of a pass; None without loss scaling.
+        keeps_gradients: whether a gradient is needed after the next backward pass.
+        per_sample: whether the primary closure returns one loss a sample.
+
     Attributes:
         grad: the primary gradient `g` at the unperturbed weights.
         losses: the primary losses at the unperturbed weights: one number, or one a sample; None if
@@ -133,6 +165,18 @@ class Probe:
         rho: the radius of each parameter group.
         spent: what this step has cost so far.
         travelled: the length of its perturbation, where that is measured.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> import flatmin
+        >>> from flatmin.engine import PassGenerator, Probe, Vector
+        >>> @dataclass(frozen=True)
+        ... class Midway(flatmin.direction.Direction):
+        ...     auxiliary_passes = 1
+        ...
+        ...     def displacement(self, at: Probe) -> PassGenerator[Vector]:
+        ...         other = yield from at.auxiliary()
+        ...         return at.climb(at.grad + other)
     """
 
     grad: Vector
@@ -197,7 +241,7 @@ class Probe:
     # Measure.
 
     def norm(self, a: Vector) -> Scalar:
-        """`‖a‖` over all parameters. If it is not finite, the step ends here."""
+        """`‖a‖` of a vector `a`, over all parameters. If it is not finite, the step ends here."""
         if id(a) not in self._norms:
             norm = self._space.norm(a)
             self._require_finite(norm)
@@ -205,7 +249,7 @@ class Probe:
         return self._norms[id(a)][1]
 
     def dot(self, a: Vector, b: Vector) -> Scalar:
-        """`aᵀb` over all parameters."""
+        """The inner product of the vectors `a` and `b`, over all parameters."""
         return self._space.dot(a, b)
 
     def cosine(self, a: Vector, b: Vector) -> Scalar:
@@ -213,7 +257,7 @@ class Probe:
         return self.dot(a, b) / ((self.norm(a) + TINY) * (self.norm(b) + TINY))
 
     def agreed(self, number: float) -> float:
-        """The mean over ranks of a number that may differ between them; then all decide alike."""
+        """The mean over ranks of a `number` that may differ between them; then all decide alike."""
         return self._ranks.mean(number)
 
     def _require_finite(self, number: Scalar) -> None:
@@ -248,7 +292,9 @@ class Probe:
     def climb(self, d: Vector, rho: float | None = None) -> Vector:
         """`rho Γ(d)`: the step of length `rho` along `d` in the metric at hand.
 
-        `rho` defaults to the radius of each parameter group. A zero `d` climbs nowhere.
+        Args:
+            d: where to; a zero vector climbs nowhere.
+            rho: the length, at least 0; default None: the radius of each parameter group.
         """
         once, twice = self._metric()
         length = self.norm(d.in_metric(once) if once else d) + TINY
@@ -290,7 +336,12 @@ class Probe:
     # Look.
 
     def first(self, perturbed: bool | None) -> PassGenerator[Vector]:
-        """The gradient at the unperturbed weights; None: its policy asks for it before deciding."""
+        """The gradient at the unperturbed weights.
+
+        Args:
+            perturbed: whether the step looks around; None where its policy asks for the gradient
+                before it decides.
+        """
         silent = self._ranks.local and perturbed is not False
         wanted = Pass(
             "primary",
@@ -305,7 +356,13 @@ class Probe:
     def primary(
         self, at: Vector | None = None, samples: Tensor | None = None, *, last: bool = False
     ) -> PassGenerator[Vector]:
-        """The gradient on the primary batch, or on chosen samples of it, at `w + at`."""
+        """The gradient on the primary batch, or on chosen samples of it, at `w + at`.
+
+        Args:
+            at: the displacement; default None: the unperturbed weights.
+            samples: indices of the chosen samples; default None: all.
+            last: whether it is known to be the last pass of the step; default False.
+        """
         wanted = Pass(
             "primary", at is not None, samples=samples, last=last, per_sample=self._per_sample
         )
@@ -313,7 +370,11 @@ class Probe:
         return self._collect("primary")
 
     def auxiliary(self, at: Vector | None = None) -> PassGenerator[Vector]:
-        """The gradient on the auxiliary batch at `w + at`."""
+        """The gradient on the auxiliary batch at `w + at`.
+
+        Args:
+            at: the displacement; default None: the unperturbed weights.
+        """
         wanted = Pass("auxiliary", at is not None, communicate=not self._ranks.local)
         yield from self._look(wanted, at)
         return self._collect("auxiliary")
@@ -414,7 +475,7 @@ class Probe:
         self._space.clear()
 
     def hand_over(self, gradient: Vector) -> None:
-        """Put a gradient where the base optimizer looks for it."""
+        """Put a `gradient` where the base optimizer looks for it."""
         self._space.give(gradient, self._seen)
 
     # Remember.
@@ -424,15 +485,15 @@ class Probe:
         return self._memory.recall(name)
 
     def keep(self, name: str, value: Vector) -> None:
-        """Keep `value` for later steps, from the moment this one has succeeded."""
+        """Keep `value` as `name` for later steps, from the moment this one has succeeded."""
         self._memory.keep(name, value)
 
     def number(self, name: str) -> float:
-        """A number of the policy's `memory`, as the step before has left it."""
+        """The number `name` of the policy's `memory`, as the step before has left it."""
         return self._memory.numbers[name]
 
     def note(self, name: str, value: float) -> None:
-        """Note a number for later steps, from the moment this one has succeeded."""
+        """Note `value` as a number `name` for later steps, once this one has succeeded."""
         self._memory.note(name, value)
 
     def update_memory(self) -> None:
@@ -440,7 +501,12 @@ class Probe:
         self._memory.evaluate(self._ranks)
 
     def settle_accounts(self, *, perturbed: bool = False, failed: bool = False) -> None:
-        """Add up what this step has cost, and remember what it kept unless it failed."""
+        """Add up what this step has cost, and remember what it kept unless it failed.
+
+        Args:
+            perturbed: whether it looked around; default False.
+            failed: whether it was dropped; default False.
+        """
         if failed:
             self.spent["skipped"] = 1
         else:

@@ -53,6 +53,17 @@ class Vector:
 
     Vectors add, subtract and are multiplied with numbers, as on paper. What they refer to must stay
     as it is until they are used.
+
+    Args:
+        *terms: what it is the sum of; a part gets its vectors from the probe.
+
+    Examples:
+        >>> import torch
+        >>> from flatmin.engine import Vector
+        >>> from flatmin.engine.vec import Term
+        >>> g, m = Vector(Term([torch.ones(3)])), Vector(Term([torch.arange(3.0)]))
+        >>> (g - 0.5 * m).block(0)
+        tensor([1.0000, 0.5000, 0.0000])
     """
 
     __slots__ = ("terms",)
@@ -74,7 +85,7 @@ class Vector:
     __rmul__ = __mul__
 
     def scaled(self, by_block: Sequence[Scalar]) -> Vector:
-        """Each block multiplied with a number of its own."""
+        """Each block multiplied with a number of its own, the one in `by_block`."""
         if len(set(by_block)) == 1:
             return self * by_block[0]
         return Vector(
@@ -85,7 +96,7 @@ class Vector:
         )
 
     def in_metric(self, metric: Metric) -> Vector:
-        """`T x`, of a vector `x` that is in no metric yet."""
+        """`T x` in a `metric`, of a vector `x` that is in no metric yet."""
         return Vector(*(Term(t.blocks, t.coefficients, metric) for t in self.terms))
 
     def block(self, j: int) -> Tensor:
@@ -155,6 +166,7 @@ class Vector:
 
 
 ZERO = Vector()
+"""The zero vector: what a direction returns that looks nowhere, and where a memory starts."""
 
 
 def _is(value: float, *summands: Scalar) -> bool:

@@ -88,7 +88,7 @@ class Wrapper(torch.optim.Optimizer):
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base optimizer; it may bring a `rho` of its own."""
+        """Add a group to the base optimizer; `param_group` may bring a `rho` of its own."""
         key = self.radius_key
         check.at_least_zero(key, param_group.get(key, self.defaults[key]))
         self.base.add_param_group(param_group)

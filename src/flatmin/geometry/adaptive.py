@@ -16,18 +16,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Adaptive(Geometry):
-    """Large weights move far, small ones little: `T = |w| + eta`.
+    """Large weights move far, small ones little.
+
+        T = |w| + eta;   Γ(d) = T² d / ‖T d‖
 
     The step then does not change when two layers are rescaled against each other without changing
-    the function (exactly so for `eta = 0`).
+    the function (exactly so for `eta = 0`). A radius is now relative to the weights: start at about
+    ten times the Euclidean one.
 
-    Fields:
-        eta: floor of the scale, at least 0; default 0.01.
+    Args:
+        eta: floor of the scale, at least 0; default 0.01. It lets weights near 0 move.
 
     Cost: no pass, no copy.
+
+    Raises:
+        ValueError: `eta` is negative.
+
     Differs from the authors' code, which leaves biases in the Euclidean metric; here every
     parameter has the same rule, as in the paper's equations.
-    Reference: Kwon et al., ASAM, ICML 2021, arXiv:2102.11600.
+
+    Reference: Kwon et al., ASAM, ICML 2021, arXiv:2102.11600, Algorithm 1.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> base = torch.optim.SGD(torch.nn.Linear(4, 2).parameters(), lr=0.1)
+        >>> geometry = flatmin.geometry.Adaptive(eta=0.01)
+        >>> optimizer = flatmin.SharpnessAware(base, rho=0.5, geometry=geometry)
     """
 
     eta: float = 0.01

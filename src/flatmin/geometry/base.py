@@ -13,7 +13,19 @@ if TYPE_CHECKING:
 
 
 class Geometry:
-    """A diagonal metric. A new one is a frozen dataclass with `metric`."""
+    """A diagonal metric. A new one is a frozen dataclass with `metric`.
+
+    Two geometries intersect by multiplying their `T`.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> import flatmin
+        >>> @dataclass(frozen=True)
+        ... class Magnitude(flatmin.geometry.Geometry):
+        ...     def metric(self, at, j):
+        ...         return at.weights.block(j).abs()
+        >>> both = Magnitude() * flatmin.geometry.RandomSubset(beta=0.5)
+    """
 
     @property
     def gain(self) -> float:
@@ -28,8 +40,12 @@ class Geometry:
     def metric(self, at: Probe, j: int) -> Tensor | float:
         """`T` at the unperturbed weights, on block `j` of the vector: element by element.
 
-        `at.weights.block(j)` and `at.grad.block(j)` are the weights and the gradient there: not
-        to be changed.
+        `at.weights.block(j)` and `at.grad.block(j)` are the weights and the gradient there; they
+        are not to be changed.
+
+        Args:
+            at: this step.
+            j: number of the block, from 0.
         """
         raise NotImplementedError
 
@@ -47,7 +63,21 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Product(Geometry):
-    """Two geometries at once: the product of their `T`, and of their gains."""
+    """Two geometries at once: the product of their `T`, and of their gains; `first * second`.
+
+        T = T_first T_second;   Γ(d) = T² d / ‖T d‖
+
+    Args:
+        first: a geometry.
+        second: another.
+
+    Cost: no pass; what the two ask for.
+
+    Examples:
+        >>> from flatmin.geometry import Adaptive, RandomSubset
+        >>> Adaptive() * RandomSubset(beta=0.5)
+        Product(first=Adaptive(eta=0.01), second=RandomSubset(beta=0.5, seed=0))
+    """
 
     first: Geometry
     second: Geometry

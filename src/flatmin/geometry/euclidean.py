@@ -13,9 +13,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Euclidean(Geometry):
-    """Every direction counts alike: `T = 1`, `Γ(d) = d / ‖d‖`.
+    """Every direction counts alike, as in SAM.
 
-    Reference: Foret et al., Sharpness-Aware Minimization, ICLR 2021, arXiv:2010.01412.
+        T = 1;   Γ(d) = d / ‖d‖
+
+    Cost: no pass, no copy.
+
+    Reference: Foret et al., Sharpness-Aware Minimization, ICLR 2021, arXiv:2010.01412, eq. 2.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> base = torch.optim.SGD(torch.nn.Linear(4, 2).parameters(), lr=0.1)
+        >>> optimizer = flatmin.SharpnessAware(base, geometry=flatmin.geometry.Euclidean())
     """
 
     @property

@@ -20,11 +20,26 @@ class Fisher(Geometry):
 
         T = (1 + eta g²)^(-1/2),   g the primary gradient at the unperturbed weights
 
-    Fields:
-        eta: weight of the Fisher information against the identity, at least 0; default 1.
+    Args:
+        eta: weight of the Fisher information against the identity, at least 0; default 1. 0 is the
+            Euclidean metric. What matters is `eta g²`: where gradients are tiny, only a large one
+            is felt.
+
+    Since `T` is at most 1, weights move no farther than in the Euclidean metric: start at the same
+    radius, or twice that.
 
     Cost: no pass, no copy.
-    Reference: Kim et al., Fisher SAM, ICML 2022, arXiv:2206.04920.
+
+    Raises:
+        ValueError: `eta` is negative.
+
+    Reference: Kim et al., Fisher SAM, ICML 2022, arXiv:2206.04920, Algorithm 1.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> base = torch.optim.SGD(torch.nn.Linear(4, 2).parameters(), lr=0.1)
+        >>> geometry = flatmin.geometry.Fisher(eta=1.0)
+        >>> optimizer = flatmin.SharpnessAware(base, rho=0.1, geometry=geometry)
     """
 
     eta: float = 1.0

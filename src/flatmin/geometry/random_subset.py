@@ -20,13 +20,24 @@ class RandomSubset(Geometry):
 
         T = 1 on the tensors kept, 0 on the rest;   the climb is divided by beta
 
-    Fields:
-        beta: probability with which a tensor is kept, in (0, 1]; default 0.6.
-        seed: seed of the draws. Step and position of the tensor decide the rest, so a resumed
-            run draws what the uninterrupted one would have.
+    Args:
+        beta: probability with which a tensor is kept, in (0, 1]; default 0.6. 1 keeps all. The way
+            of those kept is `1 / beta` as long, so that the radius stays that of SAM.
+        seed: of the draws, any whole number; default 0. Step and position of the tensor decide the
+            rest, so a resumed run draws what the uninterrupted one would have.
 
-    Cost: no pass.
+    Cost: no pass, no copy.
+
+    Raises:
+        ValueError: `beta` is out of range, or `seed` is not a whole number.
+
     Reference: Du et al., Efficient Sharpness-aware Minimization, ICLR 2022, arXiv:2110.03141, §3.1.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> base = torch.optim.SGD(torch.nn.Linear(4, 2).parameters(), lr=0.1)
+        >>> geometry = flatmin.geometry.RandomSubset(beta=0.6)
+        >>> optimizer = flatmin.SharpnessAware(base, rho=0.05, geometry=geometry)
     """
 
     beta: float = 0.6

@@ -28,7 +28,11 @@ def before_descent(optimizer: SharpnessAware, act: Callable[[], object]) -> Gene
     are over, and the base optimizer's step comes next. (A descent of several gradients, such as
     Lookbehind-SAM's, calls it before each.)
 
-    Example:
+    Args:
+        optimizer: any flatmin optimizer.
+        act: called without arguments; what it does to `p.grad` is what the base optimizer sees.
+
+    Examples:
         >>> import torch, flatmin
         >>> from flatmin.integrations import before_descent
         >>> model = torch.nn.Linear(4, 1)
@@ -57,6 +61,18 @@ def join(optimizer: SharpnessAware, model: nn.Module | None) -> None:
     """Let the processes that share `model` decide together whether a step is dropped.
 
     For trainers that wrap the model when the optimizer, which is told of it by `model=`, is there.
+
+    Args:
+        optimizer: any flatmin optimizer.
+        model: the model as the trainer has wrapped it; nothing happens unless it is a
+            `DistributedDataParallel`.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> from flatmin.integrations import join
+        >>> model = torch.nn.Linear(4, 1)
+        >>> optimizer = flatmin.SAM(torch.optim.SGD(model.parameters(), lr=0.1))
+        >>> join(optimizer, model)  # one process: nothing to join
     """
     if isinstance(model, DistributedDataParallel) and not optimizer._ranks.many:
         params = [p for group in optimizer.param_groups for p in group["params"]]
@@ -66,7 +82,27 @@ def join(optimizer: SharpnessAware, model: nn.Module | None) -> None:
 def stepped(
     optimizer: SharpnessAware, scaler: GradScaler | None, *closures: Callable[..., Any]
 ) -> Any:
-    """Take a step, by `flatmin.amp` where there is a loss scaler that the closures use."""
+    """Take a step, by `flatmin.amp` where there is a loss scaler that the closures use.
+
+    Args:
+        optimizer: any flatmin optimizer.
+        scaler: the loss scaler; None without one.
+        *closures: the primary closure and, for directions that measure one, the auxiliary.
+
+    Returns:
+        The loss at the unperturbed weights.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> from flatmin.integrations import stepped
+        >>> model = torch.nn.Linear(4, 1)
+        >>> optimizer = flatmin.SAM(torch.optim.SGD(model.parameters(), lr=0.1))
+        >>> def closure():
+        ...     loss = model(torch.ones(2, 4)).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = stepped(optimizer, None, closure)
+    """
     if scaler is None:
         return optimizer.step(*closures)
     return amp.step(optimizer, scaler, *closures)

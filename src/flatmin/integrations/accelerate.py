@@ -23,7 +23,7 @@ def step(
     closure: Callable[..., Any],
     aux_closure: Callable[..., Any] | None = None,
 ) -> Any:
-    """Take one step with a prepared flatmin optimizer; returns the loss at the unperturbed weights.
+    """Take one step with a prepared flatmin optimizer, and return its loss.
 
     `AcceleratedOptimizer.step(closure)` works for methods with one batch, outside of fp16; but it
     drops the loss, takes no auxiliary closure, and between accumulated micro-batches never runs the
@@ -34,10 +34,13 @@ def step(
         optimizer: what `accelerator.prepare` returned, or the flatmin optimizer inside it.
         closure: as in `optimizer.step`, with `accelerator.backward(loss)` for `loss.backward()`;
             see `accumulated` for several micro-batches.
-        aux_closure: the same on the auxiliary batch; for directions that measure one.
+        aux_closure: the same on the auxiliary batch, for directions that measure one; default None.
 
     To clip, build the optimizer with `max_norm=`. Clipping inside the closure would clip the
     gradients that are climbed, too.
+
+    Returns:
+        The loss at the unperturbed weights.
 
     Raises:
         TypeError: the optimizer is not flatmin's.
@@ -45,7 +48,7 @@ def step(
             weights.
         RuntimeError: within `accelerator.accumulate(model)`, between two steps.
 
-    Example:
+    Examples:
         >>> import torch, flatmin
         >>> from accelerate import Accelerator
         >>> from flatmin.integrations import accelerate as flat
@@ -92,8 +95,28 @@ def accumulated(
         loss_on: a micro-batch's loss, by the forward pass alone.
         batches: the micro-batches of one step; at least one.
 
+    Returns:
+        The closure, for `step`.
+
+    Cost: each micro-batch is evaluated at every point where the method looks.
+
     Raises:
         ValueError: there is no micro-batch.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> from accelerate import Accelerator
+        >>> from flatmin.integrations import accelerate as flat
+        >>> accelerator = Accelerator(cpu=True)
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = flatmin.SAM(torch.optim.SGD(model.parameters(), lr=0.1))
+        >>> model, optimizer = accelerator.prepare(model, optimizer)
+        >>> x, y = torch.randn(8, 4), torch.randint(2, (8,))
+        >>> def loss_on(batch):
+        ...     return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+        >>> batches = [(x[:4], y[:4]), (x[4:], y[4:])]
+        >>> closure = flat.accumulated(accelerator, model, loss_on, batches)
+        >>> loss = flat.step(accelerator, optimizer, closure)
     """
     held = list(batches)
     if not held:

@@ -45,13 +45,16 @@ class SharpnessAwareModule(LightningModule):
 
     With bases of your own, name it first: `class Digits(SharpnessAwareModule, YourBase)`.
 
+    It takes no argument of its own; its settings are class attributes.
+
     Attributes:
         auxiliary_fraction: the share of a batch that becomes the auxiliary batch where the loader
             is not a `flatmin.paired` one, in (0, 1); default 0.25.
-        micro_batches: pieces in which a batch is evaluated at each point, equal to the whole batch
-            up to rounding if `training_step` returns a mean over samples; default 1. Lightning's
-            `accumulate_grad_batches` is refused: it calls the closure of all but the last
-            micro-batch outside of the step, so that none of them is seen at the perturbed weights.
+        micro_batches: pieces in which a batch is evaluated at each point, at least 1; default 1.
+            They equal the whole batch, up to rounding, if `training_step` returns a mean over
+            samples. Lightning's `accumulate_grad_batches` is refused: it calls the closure of all
+            but the last micro-batch outside of the step, so that none of them is seen at the
+            perturbed weights.
 
     `training_step` may ask `self.looking_around` in order to update a metric once a step. Overrides
     of `on_before_batch_transfer`, `on_train_epoch_start` and `log` call `super()`, as does one of
@@ -62,7 +65,10 @@ class SharpnessAwareModule(LightningModule):
     that choose samples (ESAM; `training_step` returns one loss), and in several processes a
     `flatmin.paired` loader without a `DistributedSampler`.
 
-    Example:
+    Raises:
+        MisconfigurationException: in the first step, for what is refused.
+
+    Examples:
         >>> import torch, flatmin
         >>> from flatmin.integrations.lightning import SharpnessAwareModule
         >>> class Digits(SharpnessAwareModule):
@@ -102,7 +108,12 @@ class SharpnessAwareModule(LightningModule):
             loader.set_epoch(self.current_epoch)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Keep the auxiliary batch and the later pieces aside, and let Lightning see the first."""
+        """Keep the auxiliary batch and the later pieces aside, and let Lightning see the first.
+
+        Args:
+            batch: as the loader yields it.
+            dataloader_idx: Lightning's number of the loader.
+        """
         batch = super().on_before_batch_transfer(batch, dataloader_idx)
         sharp = _sharpness_aware(self.trainer.optimizers) if self.trainer.training else None
         if sharp is None:
@@ -119,7 +130,7 @@ class SharpnessAwareModule(LightningModule):
         return first
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Weigh a piece of a batch by its share of the samples."""
+        """Weigh the `loss` of a piece of a batch by its share of the samples."""
         super().backward(loss if self._share == 1.0 else loss * self._share, *args, **kwargs)
 
     def log(self, *args: Any, **kwargs: Any) -> None:
@@ -135,6 +146,13 @@ class SharpnessAwareModule(LightningModule):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """Step with closures for the primary and, if the method measures one, the auxiliary batch.
+
+        Args:
+            epoch: number of the epoch.
+            batch_idx: number of the batch.
+            optimizer: the optimizer, in Lightning's wrapper or not; any but flatmin's steps as
+                ever.
+            optimizer_closure: Lightning's evaluation of the batch; default None.
 
         Raises:
             MisconfigurationException: for what is refused; see the class.

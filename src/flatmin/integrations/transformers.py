@@ -45,16 +45,20 @@ class SharpnessAwareTrainer(Trainer):
     `on_pre_optimizer_step` and `on_optimizer_step` both come after the step.
 
     Args:
-        *args, **kwargs: the Trainer's.
+        *args: the Trainer's.
         method: a name from `flatmin.methods`, such as "agnostic-sam"; or a function that takes the
-            base optimizer and returns a `SharpnessAware`. Default None: see `optimizers`.
-        rho: radius of a named method; default None, its own.
-        auxiliary: where methods that measure an auxiliary batch get it from. "drawn" (default): its
-            own sampling of the training set, seeded by `data_seed` or `seed`, the step and the
-            rank, in pieces no larger than a micro-batch. "split": a part of each batch, which the
-            primary batch then lacks; the only way for an iterable data set.
+            base optimizer and returns a `SharpnessAware`; default None: `optimizers` brings it.
+        rho: radius of a named method, at least 0; default None: its own. Fine-tuning with AdamW
+            starts at SAM's 0.05 as well.
+        auxiliary: where methods that measure an auxiliary batch get it from, "drawn" or "split";
+            default "drawn". "drawn" samples the training set anew, seeded by `data_seed` or `seed`,
+            the step and the rank, in pieces no larger than a micro-batch; "split" takes a part of
+            each batch, which the primary batch then lacks: the only way for an iterable data set.
         auxiliary_fraction: size of the auxiliary batch against the primary one (drawn), or share of
             a batch (split), in (0, 1]; default 0.25.
+        **kwargs: the Trainer's.
+
+    Cost: what the method says, for each micro-batch.
 
     Raises:
         ValueError: the method is unknown, given twice or not at all, or what the Trainer is asked
@@ -63,11 +67,29 @@ class SharpnessAwareTrainer(Trainer):
         TypeError: `optimizers` brings an optimizer that is not flatmin's, or a drawn auxiliary
             batch is asked of an iterable data set.
 
-    Example:
-        trainer = SharpnessAwareTrainer(
-            model, TrainingArguments("runs"), train_dataset=data, method="agnostic-sam", rho=0.1
-        )
-        trainer.train()
+    Examples:
+        >>> import torch
+        >>> from transformers import TrainingArguments
+        >>> from flatmin.integrations.transformers import SharpnessAwareTrainer
+        >>> class Classifier(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layer = torch.nn.Linear(4, 2)
+        ...
+        ...     def forward(self, x, labels):
+        ...         logits = self.layer(x)
+        ...         return {"loss": torch.nn.functional.cross_entropy(logits, labels)}
+        >>> data = [{"x": torch.randn(4), "labels": i % 2} for i in range(16)]
+        >>> arguments = TrainingArguments(
+        ...     "runs", max_steps=1, use_cpu=True, report_to="none", disable_tqdm=True
+        ... )
+        >>> trainer = SharpnessAwareTrainer(
+        ...     Classifier(), arguments, train_dataset=data, method="agnostic-sam", rho=0.1
+        ... )
+        >>> trained = trainer.train()  # doctest: +ELLIPSIS
+        {...}
+        >>> trainer.optimizer.optimizer.cost.gradients
+        4
     """
 
     def __init__(
@@ -151,7 +173,13 @@ class SharpnessAwareTrainer(Trainer):
         inputs: dict[str, Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Wait for the last micro-batch of a step; then take the step, and return its loss."""
+        """Wait for the last micro-batch of a step; then take the step, and return its loss.
+
+        Args:
+            model: the model, as the Trainer has wrapped it.
+            inputs: one micro-batch.
+            num_items_in_batch: the Trainer's count; default None. Each pass counts by itself.
+        """
         self._waiting.append(inputs)
         gradients = self.accelerator.gradient_state
         if not gradients.sync_gradients:
@@ -323,18 +351,18 @@ class _Batches:
 
 
 def drawn_indices(total: int, size: int, *, seed: int, step: int, rank: int = 0) -> list[int]:
-    """The samples of the auxiliary batch that "drawn" takes at a step: without replacement.
+    """Draw the samples of the auxiliary batch that "drawn" takes at a step, without replacement.
 
     Seed, step and rank are all that it depends on, so a resumed run draws what it would have drawn.
 
     Args:
         total: samples in the training set.
         size: samples wanted; no more than `total` are given.
-        seed: seed of the draws.
-        step: number of the step.
+        seed: of the draws.
+        step: number of the step, from 0.
         rank: number of the process; default 0.
 
-    Example:
+    Examples:
         >>> from flatmin.integrations.transformers import drawn_indices
         >>> drawn_indices(1000, 3, seed=0, step=7) == drawn_indices(1000, 3, seed=0, step=7)
         True

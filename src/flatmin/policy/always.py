@@ -13,7 +13,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Always(Policy):
-    """Every step is perturbed."""
+    """Every step is perturbed, as in SAM.
+
+    Cost: a perturbed step, every time; a rate of 1.
+
+    Reference: Foret et al., Sharpness-Aware Minimization, ICLR 2021, arXiv:2010.01412, Algorithm 1.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> base = torch.optim.SGD(torch.nn.Linear(4, 2).parameters(), lr=0.1)
+        >>> optimizer = flatmin.SharpnessAware(base, policy=flatmin.policy.Always())
+    """
 
     @property
     def rate(self) -> float:

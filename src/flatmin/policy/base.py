@@ -15,6 +15,16 @@ class Policy:
 
     A policy decides from the step count or from reduced numbers (`at.norm`, `at.dot`), so that
     every rank takes the same branch. A step it leaves alone costs one gradient.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> import flatmin
+        >>> @dataclass(frozen=True)
+        ... class FirstHundred(flatmin.policy.Policy):
+        ...     rate = float("nan")
+        ...
+        ...     def perturbs(self, at):
+        ...         return at.step < 100
     """
 
     memory: ClassVar[Mapping[str, float]] = MappingProxyType({})
@@ -29,5 +39,9 @@ class Policy:
         raise NotImplementedError
 
     def perturbs(self, at: Probe) -> bool:
-        """Is this step perturbed? `at.step` counts from 0."""
+        """Is this step perturbed?
+
+        Args:
+            at: this step; `at.step` counts from 0, and `at.grad` is there if `needs_gradient`.
+        """
         raise NotImplementedError

@@ -14,12 +14,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EveryK(Policy):
-    """Steps 0, k, 2k, … are perturbed.
+    """Every k-th step is perturbed.
 
-    Fields:
-        k: the period, at least 1; 1 perturbs every step.
+        step t, from 0, is perturbed  iff  t mod k = 0
 
-    Reference: Liu et al., Towards Efficient and Scalable SAM, CVPR 2022, arXiv:2203.02714.
+    Args:
+        k: the period, at least 1; default 5. 1 perturbs every step. With `Reuse` between, 5 to 10
+            are usual.
+
+    Cost: a perturbed step every k-th time; a rate of 1/k.
+
+    Raises:
+        ValueError: `k` is not a positive integer.
+
+    Reference: Liu et al., Towards Efficient and Scalable SAM, CVPR 2022, arXiv:2203.02714,
+    Algorithm 1.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> base = torch.optim.SGD(torch.nn.Linear(4, 2).parameters(), lr=0.1)
+        >>> optimizer = flatmin.SharpnessAware(base, policy=flatmin.policy.EveryK(k=4))
+        >>> optimizer.gradients_per_step()
+        1.25
     """
 
     k: int = 5

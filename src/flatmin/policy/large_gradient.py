@@ -24,17 +24,30 @@ class LargeGradient(Policy):
 
     with the new mu; mu starts at 0 and var at e^-10.
 
-    Fields:
+    Args:
         total_steps: T, the number of steps of the whole training, at least 1. Later steps keep
-            lambda1.
-        lambda1: threshold at the end, in standard deviations; -inf always perturbs, +inf never.
-        lambda2: threshold at the start. The defaults, -1 and 1, are those of AE-SAM; AE-LookSAM
-            takes 0 and 2.
-        delta: memory of the running mean and variance, in [0, 1).
+            lambda1, of which the paper says nothing.
+        lambda1: threshold at the end, in standard deviations, any number or inf; default -1, that
+            of AE-SAM (AE-LookSAM takes 0). Lower perturbs more often: -inf always, inf never.
+        lambda2: threshold at the start, likewise; default 1 (AE-LookSAM takes 2).
+        delta: memory of the running mean and variance, in [0, 1); default 0.9, the paper's.
 
-    Cost: a norm of the gradient, and a host sync on accelerators, at every step.
-    Reference: Jiang et al., An Adaptive Policy to Employ SAM, ICLR 2023, arXiv:2304.14647,
-        eqs. 4-5 and Algorithm 1.
+    Cost: a perturbed step about every second time with the defaults; a norm of the gradient, and a
+    host sync on accelerators, at every step.
+
+    Raises:
+        ValueError: a hyperparameter is out of range.
+
+    Reference: Jiang et al., An Adaptive Policy to Employ SAM, ICLR 2023, arXiv:2304.14647, eqs. 4-5
+    and Algorithm 1.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> base = torch.optim.SGD(torch.nn.Linear(4, 2).parameters(), lr=0.1)
+        >>> policy = flatmin.policy.LargeGradient(total_steps=1000)
+        >>> optimizer = flatmin.SharpnessAware(base, rho=0.05, policy=policy)
+        >>> policy.threshold(0), policy.threshold(500), policy.threshold(1000)
+        (1.0, 0.0, -1.0)
     """
 
     total_steps: int
@@ -71,7 +84,11 @@ class LargeGradient(Policy):
         return s >= mean + c * math.sqrt(variance)
 
     def threshold(self, t: int) -> float:
-        """`c` at step `t`, from 0: a line from lambda2 to lambda1."""
+        """The `c` of a step: a line from lambda2 to lambda1.
+
+        Args:
+            t: number of the step, from 0.
+        """
         if self.lambda1 == self.lambda2:
             return self.lambda1
         done = min(t / self.total_steps, 1.0)

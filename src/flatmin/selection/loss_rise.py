@@ -19,16 +19,35 @@ if TYPE_CHECKING:
 class LossRise(Selection):
     """The samples whose loss rose most from `w` to `w + eps`.
 
+        B' = the max(1, int(gamma |B|)) samples i of B with the largest L_i(w + eps) - L_i(w)
+
     The closure is then called with the indices of the chosen samples, or None for the whole batch,
     and returns their losses, one for each; the optimizer averages them and runs the backward pass.
 
-    Fields:
-        gamma: share of the batch to keep, in (0, 1]; default 0.5; at least one sample is kept.
+    Args:
+        gamma: share of the batch to keep, in (0, 1]; default 0.5; at least one sample is kept. 1 is
+            `WholeBatch()`, but for what the closure returns.
 
     Where nothing was perturbed (ESAM may keep no tensor), no loss rises and any samples will do.
 
-    Cost: a forward pass over the batch at `w + eps` beyond the passes; none for gamma = 1.
+    Cost: a forward pass over the batch at `w + eps` beyond the passes, none for gamma = 1; the
+    perturbed pass costs gamma of a gradient.
+
+    Raises:
+        ValueError: `gamma` is out of range.
+
     Reference: Du et al., Efficient Sharpness-aware Minimization, ICLR 2022, arXiv:2110.03141, §3.2.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> model, x, y = torch.nn.Linear(4, 2), torch.randn(8, 4), torch.randint(2, (8,))
+        >>> base = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> selection = flatmin.selection.LossRise(gamma=0.25)
+        >>> optimizer = flatmin.SharpnessAware(base, rho=0.05, selection=selection)
+        >>> def losses(chosen):
+        ...     inputs, labels = (x, y) if chosen is None else (x[chosen], y[chosen])
+        ...     return torch.nn.functional.cross_entropy(model(inputs), labels, reduction="none")
+        >>> loss = optimizer.step(losses)
     """
 
     gamma: float = 0.5

@@ -14,7 +14,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WholeBatch(Selection):
-    """Every sample."""
+    """Every sample, as in SAM.
+
+    Cost: the perturbed pass costs a whole gradient.
+
+    Reference: Foret et al., Sharpness-Aware Minimization, ICLR 2021, arXiv:2010.01412, Algorithm 1.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> base = torch.optim.SGD(torch.nn.Linear(4, 2).parameters(), lr=0.1)
+        >>> optimizer = flatmin.SharpnessAware(base, selection=flatmin.selection.WholeBatch())
+    """
 
     def choose(self, at: Probe, eps: Vector) -> None:
         return None
