@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -15,7 +16,7 @@ import torch
 from tables import IMAGES, LABELS
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch.utils.data import Dataset, IterableDataset, SequentialSampler, default_collate
 from weights import deviation, same_bits
 
 import flatmin
@@ -35,8 +36,13 @@ Inputs = dict[str, Tensor]
 
 
 @pytest.fixture(autouse=True)
-def _forget():
-    """Accelerate remembers the first accelerator of a process."""
+def _forget(monkeypatch: pytest.MonkeyPatch):
+    """Accelerate remembers the first accelerator of a process, and older Trainers its precision."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    forget()
+
+
+def forget() -> None:
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
 
@@ -73,6 +79,17 @@ class Classifier(nn.Module):
         return found if labels is None else {"loss": cross_entropy(logits, labels), **found}
 
 
+class InOrder:
+    """Sequential sampling, which older releases have no argument for."""
+
+    def _get_train_sampler(self, *args: Any) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)
+
+
+class Ours(InOrder, SharpnessAwareTrainer):
+    pass
+
+
 def arguments(folder: Path, **options: Any) -> TrainingArguments:
     given: dict[str, Any] = {
         "per_device_train_batch_size": BATCH,
@@ -80,7 +97,6 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
         "learning_rate": 0.01,
         "optim": "adamw_torch",  # by default a fused kernel, which rounds otherwise
         "lr_scheduler_type": "linear",
-        "train_sampling_strategy": "sequential",
         "max_grad_norm": 0.0,
         "logging_strategy": "no",
         "save_strategy": "no",
@@ -109,7 +125,7 @@ def trainer_of(
 ) -> SharpnessAwareTrainer:
     keywords = {"rho": 0.1, "train_dataset": Digits(dtype), "method": method, **(options or {})}
     model = keywords.pop("model", None) or Classifier(dtype)
-    return SharpnessAwareTrainer(model, arguments(folder, **asked), **keywords)
+    return keywords.pop("of", Ours)(model, arguments(folder, **asked), **keywords)
 
 
 def batches(dtype: torch.dtype = torch.float32) -> Iterator[tuple[int, Inputs]]:
@@ -223,12 +239,13 @@ def test_a_method_that_chooses_samples_takes_one_loss_for_each(tmp_path: Path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_vision_transformer_of_the_example_is_trained_as_in_a_plain_loop(
-    method: str, tmp_path: Path, example: Callable[[str], Any]
+    method: str, tmp_path: Path, example: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ):
     digits = example("transformers_digits")
+    monkeypatch.setattr(Trainer, "_get_train_sampler", InOrder._get_train_sampler)
     trainer = digits.trainer_of(
         method, str(tmp_path), max_steps=4, lr_scheduler_type="constant", disable_tqdm=True,
-        train_sampling_strategy="sequential", logging_strategy="no",
+        logging_strategy="no",
         optim="sgd", learning_rate=0.1,
     )  # fmt: skip
     trained = train(trainer)
@@ -306,6 +323,7 @@ def test_a_large_auxiliary_batch_comes_in_pieces_that_fit(tmp_path: Path):
     assert set(sizes) == {8}
 
 
+@pytest.mark.filterwarnings("ignore:.torch.cpu.amp.autocast")  # older Trainers' own
 def test_bfloat16_is_the_loop_under_autocast(tmp_path: Path):
     cast = partial(torch.autocast, "cpu", torch.bfloat16)
     trained = train(trainer_of(tmp_path, "agnostic-sam", bf16=True))
@@ -318,7 +336,7 @@ def test_a_loss_scaler_is_used_by_flatmin_amp(most: float, tmp_path: Path):
     trainer = trainer_of(tmp_path, "agnostic-sam", max_grad_norm=most)
     # On a CPU Accelerate makes none. A power of two, so that scaling changes no bit.
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    _forget.__wrapped__()
+    forget()
     unscaled = trainer_of(tmp_path, "agnostic-sam", max_grad_norm=most)
     assert same_bits(train(trainer), train(unscaled))
     assert trainer.accelerator.scaler.state_dict()["_growth_tracker"] == STEPS
