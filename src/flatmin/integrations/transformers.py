@@ -236,7 +236,7 @@ class SharpnessAwareTrainer(Trainer):
             with self._counted_once(), self._divided_by(len(pieces)):
                 for i, piece in enumerate(pieces, start=1):
                     alone = i < len(pieces)
-                    self._sync(not alone)
+                    self._sync_gradients(not alone)
                     with (
                         self.accelerator.no_sync(model) if alone else nullcontext(),
                         self._preparing(piece) as inputs,
@@ -307,7 +307,7 @@ class SharpnessAwareTrainer(Trainer):
         finally:
             self.args.gradient_accumulation_steps = asked
 
-    def _sync(self, wanted: bool) -> None:
+    def _sync_gradients(self, wanted: bool) -> None:
         gradients = self.accelerator.gradient_state
         gradients._set_sync_gradients(wanted)  # pyright: ignore[reportPrivateUsage]
 
@@ -388,10 +388,10 @@ class _Steps(TrainerCallback):
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         vars(self._trainer.accelerator).pop("clip_grad_norm_", None)
-        self._trainer._sync(False)
+        self._trainer._sync_gradients(False)
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        self._trainer._sync(True)
+        self._trainer._sync_gradients(True)
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         self._trainer._give_up_waiting()
