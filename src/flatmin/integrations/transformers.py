@@ -240,6 +240,7 @@ class SharpnessAwareTrainer(Trainer):
                     with (
                         self.accelerator.no_sync(model) if alone else nullcontext(),
                         self._preparing(piece) as inputs,
+                        self._generating_nothing(),
                     ):
                         loss = super(SharpnessAwareTrainer, self).training_step(
                             model, inputs, items
@@ -257,12 +258,10 @@ class SharpnessAwareTrainer(Trainer):
                 f"gradient_accumulation_steps=1 (got {len(batches)} micro-batches) and bf16=True "
                 "rather than fp16=True"
             )
-        ours = type(self).__mro__.index(SharpnessAwareTrainer)
-        stepping = next(c for c in type(self).__mro__[ours + 1 :] if "training_step" in vars(c))
-        if stepping is not Trainer:
+        if self._stepping is not Trainer:
             raise ValueError(
                 "this method chooses among the samples and runs backward itself, so that the "
-                f"training_step of {stepping.__name__} would never run: use another method"
+                f"training_step of {self._stepping.__name__} would never run: use another method"
             )
         piece = _Piece(batches[0])
 
@@ -340,6 +339,36 @@ class SharpnessAwareTrainer(Trainer):
             yield handed
         finally:
             del self._prepare_inputs
+
+    @contextmanager
+    def _generating_nothing(self) -> Generator[None]:
+        """Completions generated anew in a later look would be other data than the first look's."""
+        model = cast(Any, self.model)
+        if not self.looking_around or not hasattr(model, "generate"):
+            yield
+            return
+        before = {k: v for k, v in vars(model).items() if k == "generate"}
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise RuntimeError(
+                f"{self._stepping.__name__} calls generate in every look of a step, and so anew at "
+                "perturbed weights: generate in _prepare_inputs, which runs once a step, or only "
+                "where self.looking_around is False"
+            )
+
+        model.generate = refuse
+        try:
+            yield
+        finally:
+            del model.generate
+            vars(model).update(before)
+
+    @property
+    def _stepping(self) -> type:
+        """The class behind ours whose `training_step` runs at every look."""
+        mro = type(self).__mro__
+        behind = mro[mro.index(SharpnessAwareTrainer) + 1 :]
+        return next(c for c in behind if "training_step" in vars(c))
 
     @property
     def _replays(self) -> bool:
