@@ -33,7 +33,8 @@ def paired(loader: DataLoader[Any], fraction: float = 0.25, *, seed: int = 0) ->
     transforms in the main process (`num_workers=0`) share one stream of random numbers.
 
     Args:
-        loader: any `DataLoader` over a map-style data set.
+        loader: any `DataLoader` over a map-style data set, or timm's `PrefetchLoader` of one, which
+            then prepares the auxiliary batches too.
         fraction: size of an auxiliary batch against a primary one, in (0, 1]; default 0.25, that
             of the papers. A larger one has less noise, and each step of Agnostic-SAM costs two
             gradients on it.
@@ -90,6 +91,7 @@ class PairedLoader:
     """
 
     def __init__(self, loader: DataLoader[Any], fraction: float, seed: int) -> None:
+        given, loader = loader, _prefetched(loader)
         if not isinstance(loader, DataLoader):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(
                 f"paired() takes a torch.utils.data.DataLoader, got a {type(loader).__name__}: for "
@@ -101,7 +103,7 @@ class PairedLoader:
                 "an iterable data set cannot be sampled a second time: split each batch in two "
                 "with flatmin.split(batch, fraction)"
             )
-        self.loader = loader
+        self.loader = given
         self.epoch = 0
         batches = cast(object, loader.batch_sampler)
         size = loader.batch_size or getattr(batches, "batch_size", None)
@@ -116,7 +118,7 @@ class PairedLoader:
         self._sampler = _Auxiliary(
             _drawn_from(sampler, loader.dataset), seed + 7919 * _rank(sampler)
         )
-        self._auxiliary: DataLoader[Any] = DataLoader(
+        auxiliary: DataLoader[Any] = DataLoader(
             loader.dataset,
             batch_size=max(1, round(fraction * size)),
             sampler=self._sampler,
@@ -130,6 +132,11 @@ class PairedLoader:
             persistent_workers=loader.persistent_workers,
             generator=torch.Generator().manual_seed(seed),
         )
+        self._auxiliary: Any = auxiliary
+        if given is not loader:  # on the device, and in the colours, of the primary batches
+            self._auxiliary = copy(cast(Any, given))
+            self._auxiliary.loader = auxiliary
+            self._auxiliary.stream = None
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         self._sampler.epoch = self.epoch
@@ -151,8 +158,9 @@ class PairedLoader:
             epoch: number of the epoch that comes next, from 0.
         """
         self.epoch = epoch
-        batches = cast(object, self.loader.batch_sampler)
-        own = cast(object, self.loader.sampler)
+        loader = _prefetched(self.loader)
+        batches = cast(object, loader.batch_sampler)
+        own = cast(object, loader.sampler)
         for sampler in (own, batches, getattr(batches, "sampler", None)):
             set_epoch = getattr(sampler, "set_epoch", None)
             if set_epoch is not None:
@@ -162,6 +170,12 @@ class PairedLoader:
         if name == "loader":  # not there yet, while unpickling
             raise AttributeError(name)
         return getattr(self.loader, name)
+
+
+def _prefetched(loader: Any) -> Any:
+    """What timm's `PrefetchLoader` reads from; any other loader itself."""
+    named = {kind.__name__ for kind in type(loader).__mro__}
+    return loader.loader if "PrefetchLoader" in named else loader
 
 
 class _Auxiliary(Sampler[int]):
@@ -190,7 +204,9 @@ def _drawn_from(sampler: object, dataset: object) -> tuple[Tensor, Tensor | None
         return torch.as_tensor(list(sampler.indices)), None
     if isinstance(sampler, WeightedRandomSampler):
         return torch.arange(len(sampler.weights)), sampler.weights
-    if isinstance(sampler, (RandomSampler, SequentialSampler, DistributedSampler)):
+    if isinstance(sampler, (RandomSampler, SequentialSampler, DistributedSampler)) or (
+        type(sampler).__name__ == "RepeatAugSampler"  # timm's: all, each several times
+    ):
         return torch.arange(len(cast(Sized, dataset))), None
     raise ValueError(
         f"paired() does not know what a {type(sampler).__name__} draws from: use one of torch's "
@@ -200,7 +216,9 @@ def _drawn_from(sampler: object, dataset: object) -> tuple[Tensor, Tensor | None
 
 def _rank(sampler: object) -> int:
     """Ranks draw different auxiliary batches, as they do primary ones."""
-    return sampler.rank if isinstance(sampler, DistributedSampler) else 0
+    if isinstance(sampler, DistributedSampler) or type(sampler).__name__ == "RepeatAugSampler":
+        return cast(Any, sampler).rank
+    return 0
 
 
 def split(batch: Any, fraction: float = 0.25) -> tuple[Any, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,8 @@ from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy  # n
 from lightning.pytorch.utilities.exceptions import MisconfigurationException  # noqa: E402
 
 from flatmin.integrations.lightning import SharpnessAwareModule  # noqa: E402
+
+torchmetrics = pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
 
 METHODS = ["sam", "agnostic-sam", "ae-agnostic-sam-previous", "look-sam"]
 QUIET = {
@@ -109,6 +112,7 @@ def loop(
     *,
     look: Callable[[nn.Module, Any], Tensor] = lambda net, b: cross_entropy(net(b[0]), b[1]),
     dtype: torch.dtype = torch.float32,
+    data: TensorDataset = DATA,
     **options: Any,
 ) -> nn.Module:
     """The plain loop: `pairs` makes (primary, auxiliary) of each batch."""
@@ -123,7 +127,7 @@ def loop(
 
         return evaluate
 
-    images, labels = DATA.tensors
+    images, labels = data.tensors
     for _ in range(EPOCHS):
         for batch in zip(images.to(dtype).split(BATCH), labels.split(BATCH), strict=True):
             primary, auxiliary = pairs(batch)
@@ -338,6 +342,179 @@ def test_validation_sees_whole_batches():
     assert set(sizes) == {32}
 
 
+# --- what is counted
+
+
+class Accuracy:
+    """A metric of somebody's own: a plain object, with tensors, numbers and a list."""
+
+    def __init__(self) -> None:
+        self.right, self.batches, self.parts = torch.zeros(()), 0, [torch.zeros(())]
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        right = (logits.argmax(1) == labels).sum()
+        self.right += right
+        self.parts[0] += right
+        self.parts.append(right)
+        self.batches += 1
+
+    def compute(self) -> float:
+        return float(self.right)
+
+
+class Buffered(nn.Module):
+    """Another: a module, its state a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("samples", torch.zeros((), dtype=torch.long))
+
+    def update(self, labels: Tensor) -> None:
+        self.samples += len(labels)
+
+    def reset(self) -> None:
+        self.samples.zero_()
+
+
+class Measured(Digits):
+    def __init__(self, method: str, **options: Any) -> None:
+        super().__init__(method, **options)
+        classes: dict[str, Any] = {"task": "multiclass", "num_classes": 10}
+        self.accuracy = torchmetrics.Accuracy(**classes)
+        self.several = torchmetrics.MetricCollection(
+            [torchmetrics.Precision(**classes), torchmetrics.Recall(**classes)]
+        )
+        self.curve = torchmetrics.AUROC(**classes)  # keeps what it sees in lists
+        self.own = {"all": [Accuracy()]}
+        self.buffered = Buffered()
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images, labels = batch
+        logits = self.net(images)
+        now = self.accuracy(logits, labels)
+        assert now == (logits.argmax(1) == labels).float().mean()
+        self.log("accuracy", self.accuracy, on_step=False, on_epoch=True)
+        self.several.update(logits, labels)
+        self.curve.update(logits.detach(), labels)
+        self.own["all"][0].update(logits.detach(), labels)
+        self.buffered.update(labels)
+        if not self.looking_around:
+            self.seen.append((logits.detach(), labels))
+        return cross_entropy(logits, labels)
+
+    def on_train_epoch_end(self) -> None:
+        logits, labels = (torch.cat(x) for x in zip(*self.seen, strict=True))
+        right = (logits.argmax(1) == labels).sum()
+        assert self.buffered.samples == len(labels)
+        assert self.own["all"][0].right == right == self.own["all"][0].parts[0]
+        assert len(self.own["all"][0].parts) - 1 == self.own["all"][0].batches == len(self.seen)
+        for metric in (self.several, self.curve):
+            alone = metric.clone()
+            alone.reset()
+            alone.update(logits, labels)
+            assert str(metric.compute()) == str(alone.compute())
+        self.accurate = float(right / len(labels))
+
+
+ONE_LOSS = [m for m, row in flatmin.methods.TABLE.items() if not row.per_sample]
+
+
+@pytest.mark.parametrize("method", ONE_LOSS)
+def test_metrics_see_each_primary_batch_once(method: str):
+    module = fit(Measured(method), epochs=1)
+    needed = flatmin.methods.find(method).auxiliary
+    assert sum(len(labels) for _, labels in module.seen) == (72 if needed else 96)
+    assert float(module.trainer.callback_metrics["accuracy"]) == pytest.approx(module.accurate)
+
+
+def test_metrics_see_every_micro_batch_once():
+    module = Measured("agnostic-sam", paired=True)
+    module.micro_batches = 3
+    fit(module, epochs=1)
+    assert [len(labels) for _, labels in module.seen] == 12 * [8]
+    assert float(module.trainer.callback_metrics["accuracy"]) == pytest.approx(module.accurate)
+
+
+# --- what is skipped
+
+
+@pytest.mark.filterwarnings("ignore:.training_step. returned .None.")
+@pytest.mark.parametrize("look", ["first", "later"])
+@pytest.mark.parametrize("method", ["sam", "agnostic-sam", "lookbehind-sam"])
+def test_a_batch_without_a_loss_is_skipped(method: str, look: str):
+    class Skipping(Digits):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if batch_idx == 1 and self.looking_around == (look == "later"):
+                return None
+            return super().training_step(batch, batch_idx)
+
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            descended.append(optimizer)
+
+    descended: list[Any] = []
+    module = fit(Skipping(method))
+    rows = [row for row in range(len(DATA)) if row // BATCH != 1]
+    kept = TensorDataset(*DATA[rows])
+    needed = flatmin.methods.find(method).auxiliary
+    assert same_bits(module.net, loop(method, flatmin.split if needed else alone, data=kept))
+    assert module.made.cost.steps == EPOCHS * 3
+    assert len(descended) == EPOCHS * 3 * (5 if method == "lookbehind-sam" else 1)
+
+
+@pytest.mark.filterwarnings("ignore:.training_step. returned .None.")
+def test_a_micro_batch_without_a_loss_adds_nothing():
+    class Skipping(Digits):
+        micro_batches = 2
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            first = torch.equal(batch[1], DATA.tensors[1][BATCH * batch_idx :][:12])
+            return super().training_step(batch, batch_idx) if first else None
+
+    def half(net: nn.Module, batch: Any) -> Tensor:
+        return cross_entropy(net(batch[0][:12]), batch[1][:12]) / 2
+
+    module = fit(Skipping("sam", dtype=torch.float64))
+    assert deviation(module.net, loop("sam", alone, look=half, dtype=torch.float64)) < 1e-12
+
+
+# --- averaged weights
+
+
+@pytest.mark.parametrize("method", ["sam", "agnostic-sam"])
+def test_averaged_weights_get_statistics_of_their_own(method: str):
+    class Normalized(Digits):
+        def __init__(self) -> None:
+            super().__init__(method)
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Linear(32, 12), nn.BatchNorm1d(12), nn.Linear(12, 10))
+            self.made = optimizer_of(method, self.net)
+            self.beginning = flat(self.net)
+            self.weights: list[Tensor] = []
+
+        def on_train_epoch_end(self) -> None:
+            self.weights.append(flat(self.net))
+
+    averages = lightning.callbacks.StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=1)
+    module = fit(Normalized(), epochs=4, callbacks=[averages])
+    # Lightning averages the weights that each epoch begins with; one more epoch gathers statistics.
+    mean = torch.stack([module.beginning, *module.weights[:3]]).mean(0)
+    assert torch.allclose(flat(module.net), mean, rtol=0, atol=1e-6)
+    assert module.made.cost.steps == 16
+    norm = module.net[1]
+    expected = nn.BatchNorm1d(12, momentum=None)
+    with torch.no_grad():
+        for x in DATA.tensors[0].split(BATCH):
+            expected(module.net[0](x))
+    assert int(norm.num_batches_tracked) == 4
+    assert torch.allclose(norm.running_mean, expected.running_mean, atol=1e-6)
+    assert torch.allclose(norm.running_var, expected.running_var, atol=1e-6)
+
+
+def flat(net: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
 # --- resuming
 
 
@@ -354,7 +531,9 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(method: str, tmp_path: Pa
     trainer().fit(whole)
 
     resumed = digits.Digits(method)
-    trainer().fit(resumed, ckpt_path=tmp_path / "epoch=0.ckpt", weights_only=True)
+    newer = "weights_only" in signature(lightning.Trainer.fit).parameters
+    asked = {"weights_only": True} if newer else {}
+    trainer().fit(resumed, ckpt_path=tmp_path / "epoch=0.ckpt", **asked)
     assert same_bits(resumed.model, whole.model)
     assert resumed.optimizers().cost == whole.optimizers().cost
 
@@ -369,6 +548,21 @@ def test_accumulation_by_lightning_is_refused_with_the_way_to_go():
     assert same_bits(module.net, small())
 
 
+@pytest.mark.filterwarnings("ignore:When using .Trainer.accumulate_grad_batches")
+def test_a_schedule_of_accumulation_is_refused_before_the_first_batch():
+    later = lightning.callbacks.GradientAccumulationScheduler({1: 4})
+    module = Digits()
+    with pytest.raises(MisconfigurationException, match="set micro_batches = 4 on your Digits"):
+        fit(module, callbacks=[later])
+    assert module.looks == []
+    assert same_bits(module.net, small())
+
+
+def test_a_schedule_that_accumulates_nothing_is_none():
+    never = lightning.callbacks.GradientAccumulationScheduler({0: 1})
+    assert same_bits(fit(Digits(), callbacks=[never]).net, loop("sam", alone))
+
+
 def test_an_engine_that_steps_by_itself_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(SingleDeviceStrategy, "handles_gradient_accumulation", True)  # DeepSpeed's
     with pytest.raises(MisconfigurationException, match="SingleDeviceStrategy steps inside its ow"):
@@ -378,7 +572,7 @@ def test_an_engine_that_steps_by_itself_is_refused(monkeypatch: pytest.MonkeyPat
 def test_fsdp1_is_refused():
     module = Digits()
     module._trainer = SimpleNamespace(
-        strategy=FSDPStrategy(), accumulate_grad_batches=1, train_dataloader=None
+        strategy=FSDPStrategy(), accumulate_grad_batches=1, train_dataloader=None, callbacks=[]
     )
     with pytest.raises(MisconfigurationException, match="FSDPStrategy swaps the storage"):
         module._refuse(module.made)
@@ -390,6 +584,7 @@ def test_processes_that_would_draw_the_same_pairs_are_refused():
         strategy=SingleDeviceStrategy(),
         accumulate_grad_batches=1,
         world_size=2,
+        callbacks=[],
         train_dataloader=module.train_dataloader(),
     )
     with pytest.raises(MisconfigurationException, match="would draw the same batches"):

@@ -25,6 +25,13 @@ def test_it_ends_with_the_weights_of_the_plain_loop(method: str, example: Any):
     assert deviation(trained, plain) < 1e-6
 
 
+@pytest.mark.parametrize("method", ["sam", "look-sam", "gsam"])
+def test_three_lines_make_the_weights_of_the_plain_loop(method: str, example: Any):
+    timm = example("timm_in_three_lines")
+    trained = timm.train(timm.arguments(["--method", method, "--epochs", "2"]))
+    assert deviation(trained, example("plain").train(method, 2)) < 1e-6
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_micro_batches_equal_the_large_batch(
     method: str, example: Any, monkeypatch: pytest.MonkeyPatch

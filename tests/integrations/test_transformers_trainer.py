@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -15,7 +17,7 @@ import torch
 from tables import IMAGES, LABELS
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch.utils.data import Dataset, IterableDataset, SequentialSampler, default_collate
 from weights import deviation, same_bits
 
 import flatmin
@@ -35,8 +37,13 @@ Inputs = dict[str, Tensor]
 
 
 @pytest.fixture(autouse=True)
-def _forget():
-    """Accelerate remembers the first accelerator of a process."""
+def _forget(monkeypatch: pytest.MonkeyPatch):
+    """Accelerate remembers the first accelerator of a process, and older Trainers its precision."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    forget()
+
+
+def forget() -> None:
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
 
@@ -73,6 +80,17 @@ class Classifier(nn.Module):
         return found if labels is None else {"loss": cross_entropy(logits, labels), **found}
 
 
+class InOrder:
+    """Sequential sampling, which older releases have no argument for."""
+
+    def _get_train_sampler(self, *args: Any) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)
+
+
+class Ours(InOrder, SharpnessAwareTrainer):
+    pass
+
+
 def arguments(folder: Path, **options: Any) -> TrainingArguments:
     given: dict[str, Any] = {
         "per_device_train_batch_size": BATCH,
@@ -80,7 +98,6 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
         "learning_rate": 0.01,
         "optim": "adamw_torch",  # by default a fused kernel, which rounds otherwise
         "lr_scheduler_type": "linear",
-        "train_sampling_strategy": "sequential",
         "max_grad_norm": 0.0,
         "logging_strategy": "no",
         "save_strategy": "no",
@@ -109,7 +126,7 @@ def trainer_of(
 ) -> SharpnessAwareTrainer:
     keywords = {"rho": 0.1, "train_dataset": Digits(dtype), "method": method, **(options or {})}
     model = keywords.pop("model", None) or Classifier(dtype)
-    return SharpnessAwareTrainer(model, arguments(folder, **asked), **keywords)
+    return keywords.pop("of", Ours)(model, arguments(folder, **asked), **keywords)
 
 
 def batches(dtype: torch.dtype = torch.float32) -> Iterator[tuple[int, Inputs]]:
@@ -223,12 +240,13 @@ def test_a_method_that_chooses_samples_takes_one_loss_for_each(tmp_path: Path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_vision_transformer_of_the_example_is_trained_as_in_a_plain_loop(
-    method: str, tmp_path: Path, example: Callable[[str], Any]
+    method: str, tmp_path: Path, example: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ):
     digits = example("transformers_digits")
+    monkeypatch.setattr(Trainer, "_get_train_sampler", InOrder._get_train_sampler)
     trainer = digits.trainer_of(
         method, str(tmp_path), max_steps=4, lr_scheduler_type="constant", disable_tqdm=True,
-        train_sampling_strategy="sequential", logging_strategy="no",
+        logging_strategy="no",
         optim="sgd", learning_rate=0.1,
     )  # fmt: skip
     trained = train(trainer)
@@ -306,6 +324,7 @@ def test_a_large_auxiliary_batch_comes_in_pieces_that_fit(tmp_path: Path):
     assert set(sizes) == {8}
 
 
+@pytest.mark.filterwarnings("ignore:.torch.cpu.amp.autocast")  # older Trainers' own
 def test_bfloat16_is_the_loop_under_autocast(tmp_path: Path):
     cast = partial(torch.autocast, "cpu", torch.bfloat16)
     trained = train(trainer_of(tmp_path, "agnostic-sam", bf16=True))
@@ -318,7 +337,7 @@ def test_a_loss_scaler_is_used_by_flatmin_amp(most: float, tmp_path: Path):
     trainer = trainer_of(tmp_path, "agnostic-sam", max_grad_norm=most)
     # On a CPU Accelerate makes none. A power of two, so that scaling changes no bit.
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    _forget.__wrapped__()
+    forget()
     unscaled = trainer_of(tmp_path, "agnostic-sam", max_grad_norm=most)
     assert same_bits(train(trainer), train(unscaled))
     assert trainer.accelerator.scaler.state_dict()["_growth_tracker"] == STEPS
@@ -383,6 +402,261 @@ def test_accelerate_may_step_again_when_training_is_over(tmp_path: Path):
     trainer = trainer_of(tmp_path, max_steps=1)
     train(trainer)
     assert trainer.accelerator.sync_gradients
+
+
+# --- what runs behind ours, and what it counts
+
+
+class Behind(Trainer):
+    """A Trainer of somebody else's, as TRL's are: it measures, counts and logs on the way."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.figures: Any = {"train": defaultdict(list)}
+        self.samples, self.total = 0, torch.zeros(())
+        self.latest: deque[float] = deque(maxlen=3)
+        self.meter = Meter()
+        self.stepped = 0
+        super().__init__(*args, **options)
+
+    def training_step(self, model: nn.Module, inputs: Any, *items: Any) -> Tensor:
+        loss = 2 * super().training_step(model, inputs, *items)
+        self.stepped += 1
+        return loss
+
+    def compute_loss(self, model: nn.Module, inputs: Inputs, *args: Any, **options: Any) -> Any:
+        loss = 3 * super().compute_loss(model, inputs, *args, **options)
+        self.figures["train"]["loss"].append(loss.item())
+        self.samples += len(inputs["labels"])
+        self.total += loss.detach()
+        self.latest.append(loss.item())
+        self.meter.update(loss.item())
+        self.log({"told": loss.item()})
+        return loss
+
+
+class Meter:
+    def __init__(self) -> None:
+        self.sum, self.count = 0.0, 0
+
+    def update(self, value: float) -> None:
+        self.sum += value
+        self.count += 1
+
+    def compute(self) -> float:
+        return self.sum / self.count
+
+
+class Before(SharpnessAwareTrainer):
+    """And one in front of ours."""
+
+    def compute_loss(self, *args: Any, **options: Any) -> Any:
+        loss = super().compute_loss(*args, **options)
+        (self.again if self.looking_around else self.here).append(loss.item())
+        return loss
+
+
+class Both(InOrder, Before, Behind):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.here, self.again = [], []
+        super().__init__(*args, **options)
+
+
+ONE_LOSS = [m for m, row in flatmin.methods.TABLE.items() if not row.per_sample]
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize("method", ONE_LOSS)
+def test_overrides_run_at_every_look_and_count_once(method: str, pieces: int, tmp_path: Path):
+    trainer = trainer_of(
+        tmp_path, method, options={"of": Both}, num_train_epochs=1, logging_strategy="no",
+        per_device_train_batch_size=BATCH // pieces, gradient_accumulation_steps=pieces,
+    )  # fmt: skip
+    looks: list[float] = []
+    trainer.model.register_forward_hook(lambda *seen: looks.append(3 * seen[2]["loss"].item()))
+    train(trainer)
+    first = trainer.figures["train"]["loss"]
+    assert trainer.samples == SIZE
+    assert trainer.stepped == trainer.meter.count == len(first) == pieces * SIZE // BATCH
+    assert trainer.here == first  # `again` is a record of the trainer's too
+    assert trainer.again == []
+    assert trainer.meter.sum == pytest.approx(sum(first))
+    assert float(trainer.total) == pytest.approx(sum(first), rel=1e-5)
+    assert list(trainer.latest) == first[-3:]
+    told = [entry["told"] for entry in trainer.state.log_history if "told" in entry]
+    assert told == first
+    assert first[:pieces] == pytest.approx(looks[:pieces], rel=1e-6)
+    if flatmin.methods.find(method).auxiliary or trainer.optimizer.optimizer.cost.perturbed:
+        assert len(looks) > len(first)
+
+
+def test_a_loss_computed_behind_ours_is_the_one_that_is_descended(tmp_path: Path):
+    trainer = trainer_of(tmp_path, "sam", options={"of": Both}, optim="sgd")
+    scaled = train(trainer)
+
+    model = Classifier()
+    optimizer = flatmin.SAM(torch.optim.SGD(model.parameters(), lr=0.01), 0.1, model=model)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / STEPS)
+
+    def look(batch: Inputs) -> Tensor:
+        loss = 3 * model(**batch)["loss"]
+        loss.backward()
+        return loss
+
+    for step, batch in batches():
+        torch.manual_seed(step)
+        optimizer.step(partial(look, batch))
+        schedule.step()
+    assert same_bits(scaled, model)
+
+
+def test_large_data_that_a_trainer_holds_is_not_copied(tmp_path: Path):
+    class Holding(Both):
+        def compute_loss(self, *args: Any, **options: Any) -> Any:
+            held.update((id(self.bank), id(self.train_dataset), id(self.eval_dataset)))
+            return super().compute_loss(*args, **options)
+
+    held: set[int] = set()
+    trainer = trainer_of(tmp_path, "sam", options={"of": Holding}, max_steps=1)
+    trainer.bank, trainer.eval_dataset = torch.zeros(1 << 17), [{}]
+    train(trainer)
+    assert len(held) == 3
+
+
+# --- inputs that are prepared
+
+
+class Generating(Trainer):
+    """As GRPO's: lists come in, completions are generated from them once in two micro-batches."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.generated: list[list[float]] = []
+        self.step_of_batch, self.buffered = 0, None
+        super().__init__(*args, **options)
+
+    def _prepare_inputs(self, inputs: Any) -> Inputs:
+        assert isinstance(inputs, list)
+        if self.step_of_batch % 2 == 0:
+            noise = torch.randn(len(inputs), 1)  # the completions
+            self.generated.append(noise.flatten().tolist())
+            self.buffered = noise.chunk(2)
+        half = slice(0, BATCH // 2) if self.step_of_batch % 2 == 0 else slice(BATCH // 2, None)
+        batch = default_collate(inputs[half])
+        batch["images"] = batch["images"] + self.buffered[self.step_of_batch % 2]
+        return batch
+
+    def training_step(self, model: nn.Module, inputs: Any, *items: Any) -> Tensor:
+        loss = super().training_step(model, inputs, *items)
+        self.step_of_batch += 1
+        return loss
+
+
+class GeneratingOurs(InOrder, SharpnessAwareTrainer, Generating):
+    pass
+
+
+@pytest.mark.parametrize("method", ["sam", "agnostic-sam-previous", "lookbehind-sam"])
+def test_completions_are_generated_once_a_step(method: str, tmp_path: Path):
+    """A loader of lists; two micro-batches share what the first of them has generated."""
+    data = [Digits()[i] for i in range(SIZE)]
+    options = {"of": GeneratingOurs, "train_dataset": data, "data_collator": list}
+    trainer = trainer_of(
+        tmp_path, method, options=options, max_steps=2, gradient_accumulation_steps=2
+    )
+    train(trainer)
+    assert len(trainer.generated) == 2
+
+    model = Classifier()
+    row = flatmin.methods.find(method)
+    optimizer = row.build(adamw(model), 0.1, total_steps=2, model=model)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 2)
+    for step in range(2):
+        torch.manual_seed(step)
+        noise = torch.randn(BATCH, 1)
+        assert noise.flatten().tolist() == trainer.generated[step]
+        batch = [default_collate(data[BATCH * i :][:BATCH]) for i in (2 * step, 2 * step + 1)]
+        images = torch.cat([batch[0]["images"][:12], batch[1]["images"][12:]]) + noise
+        labels = torch.cat([batch[0]["labels"][:12], batch[1]["labels"][12:]])
+
+        def look(images: Tensor = images, labels: Tensor = labels) -> Tensor:
+            loss = sum(
+                model(x, y)["loss"] / 2
+                for x, y in zip(images.chunk(2), labels.chunk(2), strict=True)
+            )
+            loss.backward()
+            return loss
+
+        optimizer.step(look)
+        schedule.step()
+    assert deviation(trainer.model, model) < 1e-5 < 1e-3 < deviation(Classifier(), model)
+
+
+def test_an_auxiliary_batch_of_completions_is_refused(tmp_path: Path):
+    data = [Digits()[i] for i in range(SIZE)]
+    options = {"of": GeneratingOurs, "train_dataset": data, "data_collator": list}
+    trainer = trainer_of(tmp_path, "agnostic-sam", options=options)
+    with pytest.raises(ValueError, match="prepares its batches from a list.*one batch"):
+        train(trainer)
+    assert same_bits(trainer.model, Classifier())
+
+
+def test_a_step_that_others_take_themselves_may_not_generate_again(tmp_path: Path):
+    class Alone(Trainer):
+        def training_step(self, model: nn.Module, inputs: Any, *items: Any) -> Tensor:
+            model.generate(inputs)
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+            self.accelerator.backward(loss)
+            return loss.detach()
+
+    class Sharp(InOrder, SharpnessAwareTrainer, Alone):
+        pass
+
+    generated: list[Any] = []
+    model = Classifier()
+    model.generate = generated.append
+    trainer = trainer_of(tmp_path, "sam", options={"of": Sharp, "model": model})
+    with pytest.raises(RuntimeError, match="Alone calls generate in every look.*_prepare_inputs"):
+        train(trainer)
+    assert len(generated) == 1
+    assert same_bits(model, Classifier())
+    assert model.generate == generated.append
+
+
+def test_a_method_that_chooses_samples_cannot_run_overrides_of_training_step(tmp_path: Path):
+    with pytest.raises(ValueError, match="training_step of Behind would never run"):
+        train(trainer_of(tmp_path, "esam", options={"of": Both}))
+
+
+# --- what an interrupt leaves
+
+
+@pytest.mark.parametrize("stop", ["should_training_stop", "raise"])
+def test_micro_batches_that_wait_for_a_step_are_not_dropped_silently(stop: str, tmp_path: Path):
+    class Stopping(TrainerCallback):
+        armed = True
+
+        def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+            if state.global_step == 1 and self.armed:
+                self.armed = False
+                if stop == "raise":
+                    raise KeyboardInterrupt
+                control.should_training_stop = True
+            return control
+
+    asked = {"per_device_train_batch_size": BATCH // 3, "gradient_accumulation_steps": 3}
+    trainer = trainer_of(tmp_path, "sam", max_steps=4, **asked)
+    trainer.add_callback(Stopping())
+    message = "stopped within a step, so that 1 of its 3 micro-batches"
+    if stop == "raise":
+        with pytest.raises(KeyboardInterrupt):
+            train(trainer)
+        with pytest.warns(RuntimeWarning, match=message):
+            trainer.train()
+        assert trainer.optimizer.optimizer.cost.steps == 1 + 4
+    else:
+        with pytest.warns(RuntimeWarning, match=message):
+            train(trainer)
+        assert trainer.optimizer.optimizer.cost.steps == 1
+    assert trainer._waiting == []
 
 
 # --- resuming

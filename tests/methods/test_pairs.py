@@ -281,6 +281,63 @@ def test_auxiliary_batches_are_collated_like_primary_ones():
         assert torch.equal(aux.label, aux.image % 10)
 
 
+class PrefetchLoader:
+    """timm's, in what it does on a CPU: it normalises what a DataLoader yields, on its device."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader, self.mean, self.stream = loader, torch.tensor(0.5), None
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self.loader:
+            yield images.float().sub_(self.mean), labels
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    @property
+    def sampler(self) -> Any:
+        return self.loader.sampler
+
+    @property
+    def dataset(self) -> Any:
+        return self.loader.dataset
+
+
+class RepeatAugSampler(Sampler[int]):
+    """timm's too: every sample of the set, several times."""
+
+    def __init__(self, data: Any) -> None:
+        self.data, self.rank, self.epoch = data, 1, -1
+
+    def __len__(self) -> int:
+        return 3 * len(self.data)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter([i for i in range(len(self.data)) for _ in range(3)])
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_what_a_prefetch_loader_does_to_primary_batches_it_does_to_auxiliary_ones(repeated: bool):
+    data = TensorDataset(torch.arange(64), torch.arange(64))
+    alone = DistributedSampler(data, num_replicas=1, rank=0)
+    sampler = RepeatAugSampler(data) if repeated else alone
+    inner = DataLoader(data, 16, sampler=sampler)
+    pairs = flatmin.paired(PrefetchLoader(inner), 0.25)
+    plain = flatmin.paired(inner, 0.25)
+    assert len(pairs) == len(inner)
+    assert pairs.mean == 0.5
+    pairs.set_epoch(3)
+    plain.set_epoch(3)
+    assert sampler.epoch == 3
+    for ours, expected in zip(pairs, plain, strict=True):
+        for (x, y), (ids, labels) in zip(ours, expected, strict=True):
+            assert torch.equal(x, ids - 0.5)
+            assert torch.equal(y, labels)
+
+
 def test_it_trains_on_real_digits():
     data = Subset(TensorDataset(IMAGES, LABELS), range(1024))
     model = nn.Linear(32, 10)

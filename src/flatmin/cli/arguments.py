@@ -56,7 +56,7 @@ class Compare:
     model: Annotated[
         str | None, arg(metavar="NAME", help_behavior_hint="(default: by data set)")
     ] = None
-    """mlp, cnn, resnet20 or resnet32."""
+    """mlp, cnn, resnet20, resnet32, or timm:NAME where timm is installed."""
     noise: Annotated[str, arg(metavar="SHARE|human:COLUMN")] = "0"
     """Wrong training labels: a share in [0, 1), or for cifar10 what people answered
     (human:worse_label, aggre_label, random_label1, random_label2, random_label3)."""

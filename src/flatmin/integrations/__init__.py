@@ -79,6 +79,12 @@ def join(optimizer: SharpnessAware, model: nn.Module | None) -> None:
         optimizer._ranks = Ranks(params, model, optimizer.ascent)
 
 
+def looking_around(optimizer: Any) -> bool:
+    """Whether a step is under way, and in another pass than the first over its primary batch."""
+    look = getattr(getattr(optimizer, "optimizer", optimizer), "looking", None)
+    return look is not None and not (look.batch == "primary" and look.first)
+
+
 def stepped(
     optimizer: SharpnessAware, scaler: GradScaler | None, *closures: Callable[..., Any]
 ) -> Any:
@@ -108,4 +114,4 @@ def stepped(
     return amp.step(optimizer, scaler, *closures)
 
 
-__all__ = ["before_descent", "join", "stepped"]
+__all__ = ["before_descent", "join", "looking_around", "stepped"]

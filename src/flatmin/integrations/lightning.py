@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loops.optimization.closure import AbstractClosure
 from lightning.pytorch.plugins.precision import Precision
@@ -23,7 +24,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DistributedSampler
 
 import flatmin
-from flatmin.integrations import before_descent, join, stepped
+from flatmin.integrations import before_descent, join, looking_around, stepped
+from flatmin.integrations.records import metrics_in, unrecorded
 from flatmin.optimizer import SharpnessAware
 from flatmin.pairs import PairedLoader
 
@@ -38,7 +40,9 @@ class SharpnessAwareModule(LightningModule):
       `train_dataloader` returns that, and else by splitting each batch. `training_step` sees either
       batch in the form that the loader yields;
     - `self.log` records the look at the unperturbed weights, and so does what `training_step`
-      returns to callbacks;
+      returns to callbacks; metrics of the module (torchmetrics', or anything that has `update`, and
+      `compute` or `reset`) count each primary batch once;
+    - a batch for which `training_step` returns None is skipped;
     - `gradient_clip_val` and `on_before_optimizer_step` meet the gradient that is descended, never
       one that is climbed;
     - `micro_batches` cuts each batch into pieces, for batches that do not fit into memory.
@@ -56,12 +60,12 @@ class SharpnessAwareModule(LightningModule):
             but the last micro-batch outside of the step, so that none of them is seen at the
             perturbed weights.
 
-    `training_step` may ask `self.looking_around` in order to update a metric once a step. Overrides
-    of `on_before_batch_transfer`, `on_train_epoch_start` and `log` call `super()`, as does one of
-    `backward` where `micro_batches` is not 1.
+    `training_step` may ask `self.looking_around` in order to count by other means once a step.
+    Overrides of `on_before_batch_transfer`, `on_train_epoch_start` and `log` call `super()`, as does
+    one of `backward` where `micro_batches` is not 1.
 
     Every precision works, "16-mixed" by `flatmin.amp`. Refused, with the reason:
-    `accumulate_grad_batches` above 1, DeepSpeed and FSDP1 (they own gradients or weights), methods
+    `accumulate_grad_batches` above 1, also by a `GradientAccumulationScheduler`, DeepSpeed and FSDP1 (they own gradients or weights), methods
     that choose samples (ESAM; `training_step` returns one loss), and in several processes a
     `flatmin.paired` loader without a `DistributedSampler`.
 
@@ -88,21 +92,29 @@ class SharpnessAwareModule(LightningModule):
     auxiliary_fraction: float = 0.25
     micro_batches: int = 1
 
-    _looking_around: bool = False
     _share: float = 1.0
     _later_pieces: Sequence[Any] = ()
     _auxiliary: Any = None
+    _metrics_of_epoch: tuple[int, Sequence[object]] = (-1, ())
 
     @property
     def looking_around(self) -> bool:
         """Whether `training_step` runs at perturbed weights, again, or on an auxiliary batch."""
-        return self._looking_around
+        sharp = _sharpness_aware(self._trainer.optimizers) if self._trainer is not None else None
+        return looking_around(sharp)
 
     # What Lightning calls.
 
     def on_train_epoch_start(self) -> None:
-        """Let a `flatmin.paired` loader draw the auxiliary batches of this epoch, also resumed."""
+        """Let a `flatmin.paired` loader draw the auxiliary batches of this epoch, also resumed.
+
+        Raises:
+            MisconfigurationException: for what is refused and known before the first step.
+        """
         super().on_train_epoch_start()
+        sharp = _sharpness_aware(self.trainer.optimizers)
+        if sharp is not None and self.automatic_optimization and not self._only_statistics:
+            self._refuse(sharp)
         loader = self.trainer.train_dataloader
         if isinstance(loader, PairedLoader):
             loader.set_epoch(self.current_epoch)
@@ -118,6 +130,8 @@ class SharpnessAwareModule(LightningModule):
         sharp = _sharpness_aware(self.trainer.optimizers) if self.trainer.training else None
         if sharp is None:
             return batch
+        if self._only_statistics:
+            return batch[0] if isinstance(self.trainer.train_dataloader, PairedLoader) else batch
         auxiliary = None
         if isinstance(self.trainer.train_dataloader, PairedLoader):
             batch, auxiliary = batch
@@ -135,7 +149,7 @@ class SharpnessAwareModule(LightningModule):
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         """Log what the batch says at the unperturbed weights, once a step."""
-        if not self._looking_around:
+        if not self.looking_around:
             super().log(*args, **kwargs)
 
     def optimizer_step(
@@ -161,7 +175,11 @@ class SharpnessAwareModule(LightningModule):
         if sharp is None or not isinstance(optimizer_closure, AbstractClosure):
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
             return
+        if self._only_statistics:
+            optimizer_closure()
+            return
         self._refuse(sharp)
+        self._refuse_without_auxiliary(sharp)
         join(sharp, self.trainer.strategy.model)
         closure = cast("AbstractClosure[Any]", optimizer_closure)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
@@ -181,7 +199,7 @@ class SharpnessAwareModule(LightningModule):
 
     def _closures(
         self, sharp: SharpnessAware, closure: AbstractClosure[Any], batch_idx: int
-    ) -> list[Callable[[], Tensor | None]]:
+    ) -> list[Callable[[], Tensor]]:
         later = [self._moved(piece) for piece in self._later_pieces]
         seen = False
 
@@ -191,24 +209,27 @@ class SharpnessAwareModule(LightningModule):
             # Called as such, it keeps its result for Lightning: the one at unperturbed weights.
             return closure.closure().loss if again else closure()
 
-        def primary() -> Tensor | None:
+        def primary() -> Tensor:
             looks = [first_piece, *((lambda x=x: self._look(x, batch_idx)) for x in later)]
-            with self._away(seen):
+            with self._counted_once():
                 return self._weighted(looks)
 
-        def auxiliary() -> Tensor | None:
-            with self._away(True):
-                return self._look(batch, batch_idx)
+        def auxiliary() -> Tensor:
+            with self._counted_once():
+                return self._weighted([lambda: self._look(batch, batch_idx)], [1.0])
 
         if not sharp.direction.auxiliary_passes:
             return [primary]
         batch = self._moved(self._auxiliary)
         return [primary, auxiliary]
 
-    def _weighted(self, looks: Sequence[Callable[[], Tensor | None]]) -> Tensor | None:
+    def _weighted(
+        self, looks: Sequence[Callable[[], Tensor | None]], shares: Sequence[float] | None = None
+    ) -> Tensor:
         """The mean loss over pieces, its gradient gathered one by one; ranks meet at the last."""
         losses: list[Tensor] = []
-        for i, (look, share) in enumerate(zip(looks, self._shares, strict=True), start=1):
+        shares = self._shares if shares is None else shares
+        for i, (look, share) in enumerate(zip(looks, shares, strict=True), start=1):
             self._share = share
             try:
                 with self._alone(i < len(looks)):
@@ -217,14 +238,18 @@ class SharpnessAwareModule(LightningModule):
                 self._share = 1.0
             if loss is not None:
                 losses.append(loss * share)
-        return torch.stack(losses).sum() if losses else None
+        if not losses:
+            raise _SkippedBatch
+        return torch.stack(losses).sum()
 
-    def _look(self, batch: Any, batch_idx: int) -> Tensor:
-        """Forward and backward on a batch that Lightning does not know of."""
+    def _look(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """Forward and backward on a batch that Lightning does not know of; None if it is skipped."""
         named = is_param_in_hook_signature(self.training_step, "batch_idx", min_args=2)
         output = _strategy(self.trainer, "training_step", batch, *([batch_idx] if named else []))
         if isinstance(output, Mapping):
             output = cast("Mapping[str, Any]", output)["loss"]
+        if output is None:
+            return None
         loss = cast(Tensor, output)
         _strategy(self.trainer, "backward", loss, None)
         return loss.detach()
@@ -239,26 +264,37 @@ class SharpnessAwareModule(LightningModule):
             return cast("AbstractContextManager[Any]", strategy.block_backward_sync())
         return nullcontext()
 
-    @contextmanager
-    def _away(self, away: bool) -> Generator[None]:
-        self._looking_around = away
-        try:
-            yield
-        finally:
-            self._looking_around = False
+    def _counted_once(self) -> AbstractContextManager[None]:
+        """The module's metrics stay as the first look at the primary batch left them."""
+        if not self.looking_around:
+            return nullcontext()
+        epoch, metrics = self._metrics_of_epoch
+        if epoch != self.current_epoch:
+            metrics = metrics_in(self)
+            self._metrics_of_epoch = self.current_epoch, metrics
+        return unrecorded(metrics)
+
+    @property
+    def _only_statistics(self) -> bool:
+        """Whether this epoch gathers BatchNorm's statistics of averaged weights, and trains nothing.
+
+        StochasticWeightAveraging ends so: without backward passes, and without a step.
+        """
+        return self.trainer.fit_loop._skip_backward
 
     # What is refused.
 
     def _refuse(self, sharp: SharpnessAware) -> None:
         trainer = self.trainer
         loader = trainer.train_dataloader
-        if trainer.accumulate_grad_batches != 1:
+        factor, source = _accumulation(trainer)
+        if factor != 1:
             raise MisconfigurationException(
-                f"accumulate_grad_batches={trainer.accumulate_grad_batches} runs all but the last "
+                f"{source} runs all but the last "
                 "micro-batch outside of the optimizer's step, where a sharpness-aware method "
                 "cannot evaluate them again: let the loader yield the whole batch, set "
-                f"micro_batches = {trainer.accumulate_grad_batches} on your {_name(self)}, and "
-                "leave accumulate_grad_batches at 1"
+                f"micro_batches = {factor} on your {_name(self)}, and "
+                "leave accumulate_grad_batches at 1, without a scheduler"
             )
         if trainer.strategy.handles_gradient_accumulation:
             raise MisconfigurationException(
@@ -283,12 +319,18 @@ class SharpnessAwareModule(LightningModule):
                 "DistributedSampler into a flatmin.paired loader: give one to the DataLoader "
                 "before pairing it, or let the module split the batches of a plain DataLoader"
             )
+
+    def _refuse_without_auxiliary(self, sharp: SharpnessAware) -> None:
         if sharp.direction.auxiliary_passes and self._auxiliary is None:
             raise MisconfigurationException(
                 f"{_name(sharp.direction)} measures an auxiliary batch, but none was kept: "
                 f"on_before_batch_transfer of your {_name(self)} must call "
                 "super().on_before_batch_transfer(batch, dataloader_idx) and return what it returns"
             )
+
+
+class _SkippedBatch(Exception):
+    """`training_step` returned None: this batch is to be skipped, and the step with it."""
 
 
 class _Step:
@@ -298,7 +340,7 @@ class _Step:
         self,
         optimizer: SharpnessAware,
         scaler: GradScaler | None,
-        closures: Sequence[Callable[[], Tensor | None]],
+        closures: Sequence[Callable[[], Tensor]],
     ) -> None:
         self._optimizer = optimizer
         self._scaler = scaler
@@ -306,8 +348,9 @@ class _Step:
 
     def step(self, closure: Callable[[], Any]) -> Any:
         """Take the step; `closure` is what Lightning does to a gradient before it is descended."""
-        with before_descent(self._optimizer, closure):
+        with before_descent(self._optimizer, closure), suppress(_SkippedBatch):
             return stepped(self._optimizer, self._scaler, *self._closures)
+        return None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._optimizer, name)
@@ -325,6 +368,18 @@ def _sharpness_aware(optimizers: Sequence[Any]) -> SharpnessAware | None:
     while isinstance(optimizer, LightningOptimizer):
         optimizer = optimizer.optimizer
     return optimizer if isinstance(optimizer, SharpnessAware) else None
+
+
+def _accumulation(trainer: Any) -> tuple[int, str]:
+    """The largest number of batches that Lightning would accumulate, and who asks for it."""
+    now = int(trainer.accumulate_grad_batches)
+    factor, source = now, f"accumulate_grad_batches={now}"
+    for callback in trainer.callbacks:
+        if isinstance(callback, GradientAccumulationScheduler):
+            largest = max(callback.scheduling.values())
+            if largest > factor:
+                factor, source = largest, f"GradientAccumulationScheduler({callback.scheduling})"
+    return factor, source
 
 
 def _pieces(batch: Any, number: int) -> list[Any]:

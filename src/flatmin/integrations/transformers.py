@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeAlias, cast
 
@@ -19,10 +20,12 @@ from transformers import Trainer, TrainerCallback
 import flatmin
 from flatmin import methods
 from flatmin.engine import check
-from flatmin.integrations import before_descent, join, stepped
+from flatmin.integrations import before_descent, join, looking_around, stepped
+from flatmin.integrations.records import metrics_among, unrecorded
 from flatmin.optimizer import SharpnessAware
 
-Inputs: TypeAlias = "Mapping[str, Any]"
+Inputs: TypeAlias = Any
+"""What a loader yields: a mapping, or what the Trainer's own `_prepare_inputs` turns into one."""
 Auxiliary: TypeAlias = Literal["drawn", "split"]
 
 
@@ -124,7 +127,7 @@ class SharpnessAwareTrainer(Trainer):
             )
         if given:
             _sharpness_aware(self.optimizer)
-        self.add_callback(_Stepped(self))
+        self.add_callback(_Steps(self))
 
     # What the Trainer builds.
 
@@ -170,7 +173,7 @@ class SharpnessAwareTrainer(Trainer):
     def training_step(
         self,
         model: nn.Module,
-        inputs: dict[str, Any],
+        inputs: Inputs,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """Wait for the last micro-batch of a step; then take the step, and return its loss.
@@ -181,64 +184,96 @@ class SharpnessAwareTrainer(Trainer):
             num_items_in_batch: the Trainer's count; default None. Each pass counts by itself.
         """
         self._waiting.append(inputs)
-        gradients = self.accelerator.gradient_state
-        if not gradients.sync_gradients:
+        if not self.accelerator.gradient_state.sync_gradients:
             return torch.zeros((), device=self.args.device)
         batches, self._waiting = self._waiting, []
         sharp = _sharpness_aware(self.optimizer)
         join(sharp, model)
-        closures = self._closures(sharp, model, batches)
+        closures = self._closures(sharp, model, batches, num_items_in_batch)
         self._grad_norm = None
         with before_descent(sharp, lambda: self._clip(sharp)):
             scaler = cast(Any, self.accelerator.scaler)
             loss = cast("Tensor | None", stepped(sharp, scaler, *closures))
-        # The Trainer goes on to clip and to step. Both are done: see `_clip_grad_norm`, and let
-        # Accelerate pass over the step as it does between micro-batches, until `_Stepped`.
-        gradients._set_sync_gradients(False)  # pyright: ignore[reportPrivateUsage]
+        # The Trainer goes on to clip, in one way or another, and to step. Both are done: it is told
+        # the norm there was, and `_Steps` lets Accelerate pass over the step.
+        cast(Any, self.accelerator).clip_grad_norm_ = lambda *_, **__: self._grad_norm
         return torch.zeros((), device=self.args.device) if loss is None else loss.detach()
+
+    @property
+    def looking_around(self) -> bool:
+        """Whether the loss is evaluated at perturbed weights, again, or on an auxiliary batch."""
+        return looking_around(self.optimizer)
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """Log what the batch says at the unperturbed weights, once a step."""
+        if not self.looking_around:
+            super().log(*args, **kwargs)
 
     def _clip(self, sharp: SharpnessAware) -> None:
         # Not Accelerate's: in fp16 it would unscale a gradient that has been unscaled.
-        most = self.args.max_grad_norm if self.args.max_grad_norm > 0 else float("inf")
+        most = self.args.max_grad_norm or 0.0
         params = [p for group in sharp.param_groups for p in group["params"]]
-        self._grad_norm = nn.utils.clip_grad_norm_(params, most)
-
-    def _clip_grad_norm(self, model: nn.Module) -> Any:
-        return self._grad_norm
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        return self._grad_norm
+        self._grad_norm = nn.utils.clip_grad_norm_(params, most if most > 0 else float("inf"))
 
     def _closures(
-        self, sharp: SharpnessAware, model: nn.Module, batches: list[Inputs]
+        self,
+        sharp: SharpnessAware,
+        model: nn.Module,
+        batches: list[Inputs],
+        items: Tensor | int | None,
     ) -> list[Callable[..., Tensor]]:
         auxiliary: list[Inputs] = []
         if sharp.direction.auxiliary_passes:
             batches, auxiliary = self._with_auxiliary(batches)
+            items = self._items_in(batches)
         if sharp.selection.per_sample:
             primary = self._losses_of(model, batches)
         else:
-            primary = self._gradient_on(model, batches)
-        return [primary, self._gradient_on(model, auxiliary)] if auxiliary else [primary]
+            primary = self._gradient_on(model, batches, items)
+        if not auxiliary:
+            return [primary]
+        return [primary, self._gradient_on(model, auxiliary, self._items_in(auxiliary))]
 
     def _with_auxiliary(self, batches: list[Inputs]) -> tuple[list[Inputs], list[Inputs]]:
+        strange = [batch for batch in batches if not isinstance(batch, Mapping)]
+        if strange:
+            raise ValueError(
+                f"this Trainer prepares its batches from a {type(strange[0]).__name__}, as those "
+                "do that generate completions, and an auxiliary batch cannot be taken from it: "
+                "use a method with one batch, such as method='sam' or 'agnostic-sam-previous'"
+            )
         if self.auxiliary == "drawn":
             assert self._drawn is not None
             return batches, self._drawn.at(self.state.global_step)
         parts = [flatmin.split(dict(batch), self.auxiliary_fraction) for batch in batches]
         return [primary for primary, _ in parts], [auxiliary for _, auxiliary in parts]
 
-    def _gradient_on(self, model: nn.Module, batches: Sequence[Inputs]) -> Callable[[], Tensor]:
+    def _items_in(self, batches: list[Inputs]) -> Tensor | int | None:
+        """What the Trainer divides the loss of these micro-batches by."""
+        _, items = self.get_batch_samples(iter(batches), len(batches), self.args.device)
+        return cast("Tensor | int | None", items)
+
+    def _gradient_on(
+        self, model: nn.Module, batches: Sequence[Inputs], items: Tensor | int | None
+    ) -> Callable[[], Tensor]:
         """The Trainer's own forward and backward over micro-batches; ranks meet at the last."""
-        items = self._get_num_items_in_batch(list(batches), self.args.device)
+        pieces = [_Piece(batch) for batch in batches]
 
         def closure() -> Tensor:
-            self.current_gradient_accumulation_steps = len(batches)
             losses: list[Tensor] = []
-            for i, inputs in enumerate(batches, start=1):
-                alone = i < len(batches)
-                with self.accelerator.no_sync(model) if alone else nullcontext():
-                    losses.append(Trainer.training_step(self, model, dict(inputs), items))
+            with self._counted_once(), self._divided_by(len(pieces)):
+                for i, piece in enumerate(pieces, start=1):
+                    alone = i < len(pieces)
+                    self._sync_gradients(not alone)
+                    with (
+                        self.accelerator.no_sync(model) if alone else nullcontext(),
+                        self._preparing(piece) as inputs,
+                        self._generating_nothing(),
+                    ):
+                        loss = super(SharpnessAwareTrainer, self).training_step(
+                            model, inputs, items
+                        )
+                        losses.append(loss)
             return torch.stack(losses).sum()
 
         return closure
@@ -251,14 +286,22 @@ class SharpnessAwareTrainer(Trainer):
                 f"gradient_accumulation_steps=1 (got {len(batches)} micro-batches) and bf16=True "
                 "rather than fp16=True"
             )
+        if self._stepping is not Trainer:
+            raise ValueError(
+                "this method chooses among the samples and runs backward itself, so that the "
+                f"training_step of {self._stepping.__name__} would never run: use another method"
+            )
+        piece = _Piece(batches[0])
 
         def closure(chosen: Tensor | None) -> Tensor:
             model.train()
-            inputs = self._prepare_inputs(dict(batches[0]))
-            if chosen is not None:
-                inputs = tree_map(partial(_rows, chosen=chosen), inputs)
-            with self.compute_loss_context_manager():
-                losses = cast(Tensor, self.compute_loss(model, inputs))
+            with self._counted_once():
+                with self._preparing(piece) as raw:
+                    inputs = self._prepare_inputs(raw)
+                if chosen is not None:
+                    inputs = tree_map(partial(_rows, chosen=chosen), inputs)
+                with self.compute_loss_context_manager():
+                    losses = cast(Tensor, self.compute_loss(model, inputs))
             if losses.ndim != 1:
                 raise ValueError(
                     "this method chooses samples by their losses: give the Trainer a "
@@ -270,16 +313,148 @@ class SharpnessAwareTrainer(Trainer):
 
         return closure
 
+    @contextmanager
+    def _counted_once(self) -> Generator[None]:
+        """What the trainer holds of records and metrics stays as the first look left it."""
+        if not self.looking_around:
+            yield
+            return
+        metrics = list(metrics_among(vars(self).values()))
+        with unrecorded(metrics, self, leave=("train_dataset", "eval_dataset")):
+            yield
 
-class _Stepped(TrainerCallback):
-    """Tells Accelerate, after the step that it passed over, that it may step again."""
+    @contextmanager
+    def _divided_by(self, pieces: int) -> Generator[None]:
+        """The Trainer's mean over micro-batches is one over as many, in every version of it."""
+        asked = self.args.gradient_accumulation_steps
+        self.current_gradient_accumulation_steps = pieces
+        self.args.gradient_accumulation_steps = pieces
+        try:
+            yield
+        finally:
+            self.args.gradient_accumulation_steps = asked
 
-    def __init__(self, trainer: Trainer) -> None:
+    def _sync_gradients(self, wanted: bool) -> None:
+        gradients = self.accelerator.gradient_state
+        gradients._set_sync_gradients(wanted)  # pyright: ignore[reportPrivateUsage]
+
+    @contextmanager
+    def _preparing(self, piece: _Piece) -> Generator[Inputs]:
+        """Inputs to hand to the Trainer, which it prepares in the first look and no other.
+
+        Whoever generates completions there generates them once a step, at the unperturbed weights.
+        """
+        handed = dict(piece.inputs) if isinstance(piece.inputs, Mapping) else piece.inputs
+        prepare = type(self)._prepare_inputs
+
+        def once(inputs: Inputs) -> Inputs:
+            if inputs is not handed:
+                return prepare(self, inputs)
+            if piece.prepared is None:
+                before = self._random_state()
+                piece.prepared = prepare(self, inputs)
+                after = self._random_state()
+                drawn = not all(map(torch.equal, before, after))
+                piece.random = after if drawn else []
+            elif piece.random and self._replays:
+                # What preparing drew is not drawn again, so that dropout masks are the same.
+                self._set_random_state(piece.random)
+            found = piece.prepared
+            return dict(found) if isinstance(found, dict) else found
+
+        self._prepare_inputs = once
+        try:
+            yield handed
+        finally:
+            del self._prepare_inputs
+
+    @contextmanager
+    def _generating_nothing(self) -> Generator[None]:
+        """Completions generated anew in a later look would be other data than the first look's."""
+        model = cast(Any, self.model)
+        if not self.looking_around or not hasattr(model, "generate"):
+            yield
+            return
+        before = {k: v for k, v in vars(model).items() if k == "generate"}
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise RuntimeError(
+                f"{self._stepping.__name__} calls generate in every look of a step, and so anew at "
+                "perturbed weights: generate in _prepare_inputs, which runs once a step, or only "
+                "where self.looking_around is False"
+            )
+
+        model.generate = refuse
+        try:
+            yield
+        finally:
+            del model.generate
+            vars(model).update(before)
+
+    @property
+    def _stepping(self) -> type:
+        """The class behind ours whose `training_step` runs at every look."""
+        mro = type(self).__mro__
+        behind = mro[mro.index(SharpnessAwareTrainer) + 1 :]
+        return next(c for c in behind if "training_step" in vars(c))
+
+    @property
+    def _replays(self) -> bool:
+        sharp = _sharpness_aware(self.optimizer)
+        return sharp.model is not None and sharp.replay_random
+
+    def _random_state(self) -> list[Tensor]:
+        device = self.args.device
+        own = [] if device.type == "cpu" else [torch.get_device_module(device).get_rng_state(device)]
+        return [torch.get_rng_state(), *own]
+
+    def _set_random_state(self, state: list[Tensor]) -> None:
+        torch.set_rng_state(state[0])
+        for own in state[1:]:
+            device = self.args.device
+            torch.get_device_module(device).set_rng_state(own, device)
+
+    def _give_up_waiting(self) -> None:
+        """A step whose last micro-batch never came is not taken: say so."""
+        if not self._waiting:
+            return
+        left, self._waiting = len(self._waiting), []
+        warnings.warn(
+            f"training was stopped within a step, so that {left} of its "
+            f"{self.args.gradient_accumulation_steps} micro-batches were not trained on; resume "
+            "from a checkpoint to see them again",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+@dataclass
+class _Piece:
+    """A micro-batch of one step: as the loader yields it, and as the first look prepared it."""
+
+    inputs: Inputs
+    prepared: Any = field(default=None, init=False)
+    random: list[Tensor] = field(default_factory=list[Tensor], init=False)
+
+
+class _Steps(TrainerCallback):
+    """Lets Accelerate pass over the step that was taken, and watches over what waits for one."""
+
+    def __init__(self, trainer: SharpnessAwareTrainer) -> None:
         self._trainer = trainer
 
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        vars(self._trainer.accelerator).pop("clip_grad_norm_", None)
+        self._trainer._sync_gradients(False)
+
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        gradients = self._trainer.accelerator.gradient_state
-        gradients._set_sync_gradients(True)  # pyright: ignore[reportPrivateUsage]
+        self._trainer._sync_gradients(True)
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._trainer._give_up_waiting()
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self._trainer._give_up_waiting()
 
 
 @dataclass

@@ -150,9 +150,9 @@ class Training:
                 raise InputError(f"{field.name} {value!r} does not fit: expected {says}")
 
     def _check_names(self) -> None:
+        models.find(self.model)
         for kind, name, known in (
             ("method", self.method, methods.TABLE),
-            ("model", self.model, models.MODELS),
             ("base optimizer", self.base, bases.TABLE),
             ("schedule", self.schedule, schedules.TABLE),
             ("precision", self.precision, PRECISIONS),

@@ -25,7 +25,7 @@ from flatmin.studies.store.store import Failed, Store
 from flatmin.training import models
 from flatmin.training.data import noise
 from flatmin.training.data.images import ImageData, load
-from flatmin.training.errors import InputError, unknown
+from flatmin.training.errors import InputError
 from flatmin.training.loop import Training
 
 TUNING_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -97,8 +97,7 @@ class Comparison(BaseModel):
             raise InputError("--methods is empty: name at least one, for example sgd,sam")
         if len(set(self.methods)) < len(self.methods):
             raise InputError("--methods names a method twice: name each once")
-        if self.model not in models.MODELS:
-            raise unknown("model", self.model, models.MODELS)
+        models.find(self.model)
         for name in ("epochs", "batch", "seeds", "tuning_seeds"):
             _require(
                 getattr(self, name) >= 1, name, getattr(self, name), "a whole number from 1 on"

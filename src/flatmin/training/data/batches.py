@@ -266,7 +266,7 @@ def _moments(training: Training, data: ImageData) -> tuple[Tensor, Tensor]:
     Published weights go on seeing what they were trained to see; all others see the training
     images with mean 0 and standard deviation 1.
     """
-    network = models.MODELS[training.model]
+    network = models.find(training.model)
     if training.pretrained is None or network.hub is None or data.channels != 3:
         return moments(data.train_images)
     mean, std = 255 * torch.tensor(network.colours, dtype=torch.float64)

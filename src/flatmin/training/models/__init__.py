@@ -2,12 +2,14 @@
 
 A further network is one builder and one row of `MODELS`. Parameter counts are those of the papers.
 Names that end in `-imagenet` have the stem for large images, the others the one for CIFAR's.
+`timm:NAME` is timm's network of that name, where timm is installed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
@@ -16,6 +18,7 @@ from flatmin.training.models import (
     adapter,
     dense,
     efficient,
+    from_timm,
     pretraining,
     pyramid,
     residual,
@@ -66,7 +69,7 @@ def build(
     """The network called `name` for square images; its weights come from torch's global generator.
 
     Args:
-        name: a name in `MODELS`.
+        name: a name in `MODELS`, or one of timm's after "timm:".
         channels: of the images.
         size: their side, in pixels.
         classes: their number.
@@ -77,9 +80,7 @@ def build(
     Raises InputError for an unknown name, for images that do not fit, and for weights that are
     missing or do not fit.
     """
-    if name not in MODELS:
-        raise unknown("model", name, MODELS)
-    network = MODELS[name]
+    network = find(name)
     if size < network.smallest:
         raise InputError(
             f"{name} needs images of at least {network.smallest}x{network.smallest} pixels, these "
@@ -94,6 +95,23 @@ def build(
     if pretrained is not None:
         pretraining.load(model, pretrained, name, network.hub)
     return model
+
+
+def find(name: str) -> Network:
+    """The network called `name`; InputError if there is none. timm's are looked up when built."""
+    if name in MODELS:
+        return MODELS[name]
+    theirs = name.removeprefix(from_timm.PREFIX)
+    if theirs in ("", name):
+        raise unknown("model", name, [*MODELS, *([] if theirs else ["timm:resnet26"])])
+    facts = from_timm.published(theirs)
+    mean, std = facts.get("mean"), facts.get("std")
+    return Network(
+        partial(from_timm.build, theirs),
+        smallest=1,
+        hub=facts.get("hf_hub_id"),
+        colours=(mean, std) if mean and std else IMAGENET,
+    )
 
 
 MODELS: Mapping[str, Network] = {
@@ -127,4 +145,4 @@ MODELS: Mapping[str, Network] = {
     "efficientnet-b3": Network(efficient.b3, 32, hub="timm/efficientnet_b3.ra2_in1k"),
     "efficientnet-b4": Network(efficient.b4, 32, hub="timm/efficientnet_b4.ra2_in1k"),
 }
-"""Every network that the command line and the recipes know."""
+"""Every network of our own, by the name that the command line and the recipes know."""

@@ -98,7 +98,7 @@ def _last(model: nn.Module) -> str:
     """The name of the layer that tells the classes."""
     parts = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
     linear = [name for name, part in parts if isinstance(part, nn.Linear)]
-    return "head" if "head" in linear else linear[-1]
+    return "head" if "head" in linear else (linear or [""])[-1]
 
 
 def _positions(found: Tensor, count: int) -> Tensor:
