@@ -3,11 +3,12 @@
 # pyright: reportPrivateUsage=false
 from __future__ import annotations
 
+import inspect
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,14 @@ from flatmin.engine.several import joined
 from flatmin.engine.space import Space
 from flatmin.engine.vec import TINY, ZERO, Vector
 from flatmin.engine.walk import Walk
-from flatmin.engine.wrapper import RADIUS, RADIUS_BESIDE, Wrapper, check_base, check_radius
+from flatmin.engine.wrapper import (
+    RADIUS,
+    RADIUS_BESIDE,
+    Wrapper,
+    check_base,
+    check_call,
+    check_radius,
+)
 from flatmin.geometry import Euclidean, Geometry
 from flatmin.policy import Always, Policy
 from flatmin.selection import Selection, WholeBatch
@@ -162,6 +170,12 @@ class SharpnessAware(Wrapper):
     measure_radius: bool
     max_skips: int | None
     _masters: Masters | None
+
+    if not TYPE_CHECKING:  # a type checker sees what is wrong by itself
+
+        def __new__(cls, *args: Any, **options: Any) -> SharpnessAware:
+            check_call(args, options, cls.__init__.__kwdefaults__)
+            return super().__new__(cls)
 
     def __init__(
         self,
@@ -746,6 +760,13 @@ def names_in(model: nn.Module | None) -> dict[Tensor, str]:
         for name, p in model.named_parameters()
     }
 
+
+if not TYPE_CHECKING:  # what __new__ would hide from help() and inspect
+    _whole = inspect.signature(SharpnessAware.__init__)
+    SharpnessAware.__signature__ = _whole.replace(
+        parameters=[p for p in _whole.parameters.values() if p.name != "self"],
+        return_annotation=inspect.Signature.empty,
+    )
 
 _GRAPH_OF_BEFORE = (
     "backward through the graph a second time",

@@ -126,9 +126,7 @@ def test_published_weights_see_the_colours_they_were_trained_with(timm: Any):
         ("timm:", 8, 1.0, "unknown model 'timm:': did you mean timm:resnet26"),
     ],
 )
-def test_what_does_not_fit_is_one_line(
-    name: str, size: int, width: float, message: str, timm: Any
-):
+def test_what_does_not_fit_is_one_line(name: str, size: int, width: float, message: str, timm: Any):
     with pytest.raises(InputError, match=message) as refused:
         models.build(name, channels=3, size=size, classes=10, width=width)
     assert "\n" not in str(refused.value)
@@ -146,7 +144,9 @@ def test_without_timm_one_line_says_how_to_get_it(error: Exception, monkeypatch:
     monkeypatch.delitem(sys.modules, "timm", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
     from_timm.published.cache_clear()
-    training = Training(data="digits", model="timm:resnet26", method="sam")  # read where it need not be built
+    training = Training(
+        data="digits", model="timm:resnet26", method="sam"
+    )  # read where it need not be built
     with pytest.raises(InputError, match="timm:resnet26 needs timm.*pip install timm") as refused:
         train(training, load("digits", limit=64))
     assert "\n" not in str(refused.value)

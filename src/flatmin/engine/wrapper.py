@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -245,6 +246,51 @@ def check_radius(base: torch.optim.Optimizer, key: str, rho: float) -> None:
             f"and {key}={rho} would be ignored: build a new base, or set group[{key!r}] in its "
             "param_groups"
         )
+
+
+def check_call(
+    args: Sequence[Any], options: Mapping[str, Any], known: Mapping[str, Any] | None
+) -> None:
+    """Raise TypeError, with the right call, for calls that other libraries have in this place."""
+    rho = args[1] if len(args) > 1 else options.get("rho")
+    if isinstance(rho, type):
+        raise TypeError(
+            f"flatmin takes an optimizer that is built, not the class {rho.__name__}: "
+            f"flatmin.SAM(torch.optim.{rho.__name__}(model.parameters(), lr=0.1), rho=0.05)"
+        )
+    if isinstance(rho, torch.nn.Module):
+        raise TypeError(
+            "the second argument is the radius rho, and the model is given by its name: "
+            "flatmin.SAM(base, rho=0.05, model=model)"
+        )
+    for name in options.keys() - {"base", "rho"} - (known or {}).keys():
+        if name == "adaptive":
+            raise TypeError(
+                "there is no option adaptive: SAM in the metric of ASAM is flatmin.ASAM(base, "
+                "rho=0.5), and any method in it takes geometry=flatmin.geometry.Adaptive()"
+            )
+        if name in _OF_BASES:
+            raise TypeError(
+                f"{name} is the base optimizer's: build it with that, as in flatmin.SAM("
+                f"torch.optim.SGD(model.parameters(), {name}=...), rho=0.05)"
+            )
+        near = difflib.get_close_matches(name, [*(known or ()), "rho"], n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known or ())}"
+        raise TypeError(f"unknown option {name!r}: {hint}")
+
+
+_OF_BASES = (
+    "lr",
+    "momentum",
+    "weight_decay",
+    "dampening",
+    "nesterov",
+    "betas",
+    "eps",
+    "amsgrad",
+    "foreach",
+    "fused",
+)
 
 
 def check_base(base: object) -> None:

@@ -35,7 +35,7 @@ class Only(Geometry):
         ValueError: none of the optimizer's parameters is chosen, or names are needed and `model=`
             was not given.
 
-    Example:
+    Examples:
         >>> import torch, flatmin
         >>> from flatmin.geometry import Only, norm_parameters
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8))
@@ -103,7 +103,7 @@ def norm_parameters(model: nn.Module) -> list[Tensor]:
     Args:
         model: any module.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from flatmin.geometry import norm_parameters
         >>> len(norm_parameters(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))))

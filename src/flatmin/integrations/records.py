@@ -24,8 +24,10 @@ OF_MODULES = vars(nn.Module()).keys() - {"_buffers"}
 
 def is_metric(thing: object) -> bool:
     """Something that gathers over batches: `update`, and `compute` or `reset`, as torchmetrics'."""
-    return not isinstance(thing, (type, *CONTAINERS)) and _has(thing, "update") and (
-        _has(thing, "compute") or _has(thing, "reset")
+    return (
+        not isinstance(thing, (type, *CONTAINERS))
+        and _has(thing, "update")
+        and (_has(thing, "compute") or _has(thing, "reset"))
     )
 
 

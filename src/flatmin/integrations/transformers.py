@@ -405,7 +405,9 @@ class SharpnessAwareTrainer(Trainer):
 
     def _random_state(self) -> list[Tensor]:
         device = self.args.device
-        own = [] if device.type == "cpu" else [torch.get_device_module(device).get_rng_state(device)]
+        own = (
+            [] if device.type == "cpu" else [torch.get_device_module(device).get_rng_state(device)]
+        )
         return [torch.get_rng_state(), *own]
 
     def _set_random_state(self, state: list[Tensor]) -> None:

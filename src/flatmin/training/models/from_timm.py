@@ -21,7 +21,7 @@ PREFIX = "timm:"
 
 
 def build(name: str, channels: int, size: int, classes: int, width: float) -> nn.Module:
-    """timm's `name`, made for square images of `size` pixels.
+    """Timm's `name`, made for square images of `size` pixels.
 
     Raises InputError where timm is not there or does not know the name, where the images do not
     fit, and for a `width` other than 1.
@@ -101,7 +101,7 @@ def _answer(model: nn.Module, images: Tensor) -> object:
 
 @contextmanager
 def _one_line(name: str, channels: int, size: int) -> Generator[None]:
-    """timm and its models raise what they like where images do not fit."""
+    """Timm and its models raise what they like where images do not fit."""
     try:
         yield
     except Exception as error:
