@@ -224,6 +224,11 @@ class SharpnessAware(Wrapper):
                 "the model has lazy parameters without a shape yet: run it once on a batch, then "
                 "build the base optimizer"
             )
+        if isinstance(model, torch.jit.ScriptModule):
+            raise TypeError(
+                "model is a ScriptModule, which takes no hooks and keeps its buffers to itself: "
+                "train the module that was scripted, or leave out model="
+            )
         names = names_in(model)
         if params and model is not None and not any(p in names for p in params):
             raise ValueError(

@@ -25,7 +25,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatmin.engine import check
-from flatmin.engine.space import copy_
+from flatmin.engine.space import copy_, lies_somewhere
 
 SMALL = 1 << 22
 """Frozen parameters are copied beforehand if they have no more elements than the trainable ones,
@@ -609,10 +609,7 @@ def _own_stream(generator: Any) -> Any:
 
 
 def _address(t: Tensor) -> int:
-    try:
-        return t.data_ptr()
-    except RuntimeError:  # a fake tensor lies nowhere, and neither do lazy parameters
-        return 0
+    return t.data_ptr() if lies_somewhere(t) and not is_lazy(t) else 0
 
 
 def is_lazy(t: Tensor) -> bool:

@@ -14,7 +14,6 @@ import itertools
 import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -100,6 +99,7 @@ class Space:
         )
         self._sharded = any(map(_is_sharded, self.params))
         self._looks = [_look_of(p) for p in self.params]
+        self._somewhere = all(map(lies_somewhere, self.params))
         self._addresses = self._lie_at()
         self.on_host = all(x.device.type == "cpu" for x in self.pieces)
         self.blocks = _blocks(groups, self.params, self.pieces)
@@ -140,12 +140,11 @@ class Space:
 
     def _lie_at(self) -> list[int]:
         """Where the parameters lie, the cheapest sign of a change; empty where nobody can say."""
-        try:
-            if self._sharded:
-                return [local(p).data_ptr() for p in self.params]
-            return list(map(Tensor.data_ptr, self.params))
-        except RuntimeError:  # fake tensors lie nowhere
+        if not self._somewhere:
             return []
+        if self._sharded:
+            return [local(p).data_ptr() for p in self.params]
+        return list(map(Tensor.data_ptr, self.params))
 
     # Parameters to blocks and back.
 
@@ -355,6 +354,11 @@ def local(t: Tensor) -> Tensor:
     return torch.view_as_real(t) if t.is_complex() else t
 
 
+def lies_somewhere(t: Tensor) -> bool:
+    """Has it numbers in memory? Fake tensors have none, nor those on the device meta."""
+    return getattr(t, "fake_mode", None) is None and t.device.type != "meta"
+
+
 def _is_sharded(t: Tensor) -> bool:
     return DTensor is not None and isinstance(t, DTensor)
 
@@ -440,12 +444,11 @@ def _require_apart(params: Sequence[Tensor], name: Callable[[Tensor], str]) -> N
     spans: list[tuple[int, int, int, Tensor]] = []
     for p in params:
         x = local(p)
-        with suppress(RuntimeError):  # fake tensors lie nowhere
-            if x.numel() and x.layout == torch.strided and x.device.type != "meta":
-                last = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
-                start = x.data_ptr()
-                storage = x.untyped_storage().data_ptr()
-                spans.append((start, start + (last + 1) * x.element_size(), storage, p))
+        if x.numel() and x.layout == torch.strided and lies_somewhere(x):
+            last = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
+            start = x.data_ptr()
+            storage = x.untyped_storage().data_ptr()
+            spans.append((start, start + (last + 1) * x.element_size(), storage, p))
     spans.sort(key=operator.itemgetter(0, 1))
     reach: list[tuple[int, int, int, Tensor]] = []  # those that may reach into the next
     for span in spans:

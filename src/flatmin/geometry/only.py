@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Only(Geometry):
     """Perturb some of the parameters and leave the others where they are.
 
-        T = 1 on the parameters chosen, 0 on the rest
+        T = 1 on the parameters chosen, 0 on the rest;   Γ(d) = T d / ‖T d‖
 
     The norm is over those alone, so that `‖eps‖ = rho`. All parameters are trained. It multiplies
     with other geometries: `Only(adapters) * Adaptive()`.
@@ -30,10 +30,15 @@ class Only(Geometry):
             alone: `Only(norm_parameters(model))`; adapters alone:
             `Only(lambda name, p: "lora" in name)`. Fewer parameters stand a larger radius.
 
+    Cost: no pass, no copy; nothing where whole tensors of more than 32,768 elements are left out.
+
     Raises:
         TypeError: `chosen` is neither, or has something else among the parameters.
         ValueError: none of the optimizer's parameters is chosen, or names are needed and `model=`
             was not given.
+
+    Reference: Müller et al., Normalization Layers Are All That Sharpness-Aware Minimization Needs,
+    NeurIPS 2023, arXiv:2306.04226 (SAM-ON: normalisation layers only).
 
     Examples:
         >>> import torch, flatmin
@@ -41,10 +46,6 @@ class Only(Geometry):
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8))
         >>> base = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> optimizer = flatmin.SharpnessAware(base, 0.5, geometry=Only(norm_parameters(model)))
-
-    Cost: no pass; nothing where whole tensors of more than 32,768 elements are left out.
-    Reference: Müller et al., Normalization Layers Are All That Sharpness-Aware Minimization Needs,
-        NeurIPS 2023, arXiv:2306.04226 (SAM-ON: normalisation layers only).
     """
 
     chosen: Iterable[Tensor] | Callable[[str, Tensor], bool]

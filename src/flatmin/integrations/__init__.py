@@ -80,7 +80,28 @@ def join(optimizer: SharpnessAware, model: nn.Module | None) -> None:
 
 
 def looking_around(optimizer: Any) -> bool:
-    """Whether a step is under way, and in another pass than the first over its primary batch."""
+    """Whether a step is under way, and in another pass than the first over its primary batch.
+
+    For metrics and logs of a trainer, which are to count a batch once.
+
+    Args:
+        optimizer: any optimizer, in a trainer's wrapper or not; one that is not flatmin's looks
+            nowhere.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> from flatmin.integrations import looking_around
+        >>> model, away = torch.nn.Linear(4, 1), []
+        >>> optimizer = flatmin.SAM(torch.optim.SGD(model.parameters(), lr=0.1))
+        >>> def closure():
+        ...     away.append(looking_around(optimizer))
+        ...     loss = model(torch.ones(2, 4)).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = optimizer.step(closure)
+        >>> away
+        [False, True]
+    """
     look = getattr(getattr(optimizer, "optimizer", optimizer), "looking", None)
     return look is not None and not (look.batch == "primary" and look.first)
 
