@@ -1,4 +1,9 @@
-"""flatmin: sharpness-aware optimizers that find flat minima, for any torch.optim base optimizer."""
+"""flatmin: sharpness-aware optimizers that find flat minima, for any torch.optim base optimizer.
+
+What users import is here. `methods` has the published methods, each one function and one line of
+`methods.TABLE`; `optimizer` takes their steps. The rooms below and above are drawn in
+docs/architecture.md.
+"""
 
 from flatmin import amp, descent, direction, geometry, methods, policy, selection
 from flatmin.engine.cost import Cost

@@ -18,8 +18,7 @@ from flatmin.descent import Descent, Plain
 from flatmin.direction import Ascent, Direction
 from flatmin.engine import check
 from flatmin.engine.cost import Cost
-from flatmin.engine.distributed import Ascent as AscentMode
-from flatmin.engine.distributed import Ranks
+from flatmin.engine.distributed import AscentMode, Ranks
 from flatmin.engine.masters import KEY as MASTER
 from flatmin.engine.masters import Masters
 from flatmin.engine.memory import KEY, Memory, fitted

@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from tables import LOOKING, METHODS, Trainer
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flatmin
+from flatmin.engine import space as engine_space
 from flatmin.engine.space import LARGE, Space
 from flatmin.engine.vec import ZERO, Term, Vector
 
@@ -51,6 +54,49 @@ def test_a_combination_is_what_it_says_wherever_it_is_evaluated():
         into_second = b - 2.0 * into_own
         into_second.into(out, j)
         torch.testing.assert_close(out, y[j] - 2.0 * (x[j] - 0.5 * y[j]))
+
+
+@pytest.mark.parametrize("at", range(3))
+def test_a_vector_in_a_metric_may_be_evaluated_where_one_of_its_terms_is(at: int):
+    """Whether that one is plain or in the metric, or what the metric itself is made of."""
+    x, y, z = torch.randn(3, 5, dtype=torch.float64).unbind()
+    owned = [[x.clone()], [y.clone()], [z.clone()]]
+    a, b, c = (Vector(Term(blocks)) for blocks in owned)
+
+    def metric(j: int) -> Tensor:
+        return 1.0 + owned[2][j].square()
+
+    t = 1.0 + z.square()
+    for combination, expected in (
+        (a + 2.0 * b.in_metric(metric) + 3.0 * c, x + 2.0 * t * y + 3.0 * z),
+        (b.in_metric(metric) + a, t * y + x),
+        ((a - 2.0 * b + c).in_metric(metric), t * (x - 2.0 * y + z)),
+        (c.in_metric(metric) + 2.0 * a.in_metric(metric) + b, t * z + 2.0 * t * x + y),
+    ):
+        for blocks, start in zip(owned, (x, y, z), strict=True):
+            blocks[0].copy_(start)
+        out = owned[at][0]
+        torch.testing.assert_close(combination.into(out, 0), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_ranks_with_shards_of_any_size_sum_in_one_order(monkeypatch: pytest.MonkeyPatch):
+    """A rank whose share of a tensor is small, or empty, joins it with others."""
+    order: list[str] = []
+    monkeypatch.setattr(dist, "all_reduce", lambda part, group: order.append(group))
+    monkeypatch.setattr(engine_space, "_shard_groups", lambda p: tuple(p.split_over))
+
+    def reduced(sizes: tuple[int, int, int]) -> list[str]:
+        params = [torch.randn(size) for size in sizes]
+        for p, groups in zip(params, (["a", "b"], ["a"], []), strict=True):
+            p.split_over = groups  # type: ignore[attr-defined]
+        space = Space([params])
+        order.clear()
+        space.norm(Vector(Term(space.join(params))))
+        return list(order)
+
+    assert reduced((LARGE + 1, 3, 5)) == ["a", "b", "a"]
+    assert reduced((LARGE + 1, 0, 5)) == reduced((2, 3, 5)) == ["a", "b", "a"]
 
 
 def test_a_running_mean_in_place_is_a_lerp():

@@ -67,7 +67,7 @@ def test_the_table_fits_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyP
     console = Console(file=shown, width=width)
     monkeypatch.setattr(terminal, "Console", lambda **options: console)
     found = outcome(tmp_path, {"sgd": LOW, "agnostic-sam-previous": HIGH})
-    terminal.show(found, summarise(found), Path("report.html"))
+    terminal.print_comparison(found, summarise(found), Path("report.html"))
     lines = shown.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     rows = [line for line in lines if line.startswith("Agnostic-SAM (previous)  ")]

@@ -63,14 +63,14 @@ def killing(times: int, total: int) -> tuple[Callable[[Store, Progress], None], 
     return tick, killed
 
 
-def survive(place: StudyLocation, total: int, kills: int) -> None:
-    store = Store.open(place, IDENTITY)
+def survive(location: StudyLocation, total: int, kills: int) -> None:
+    store = Store.open(location, IDENTITY)
     tick, killed = killing(kills, total)
     processes.run(store, Many(total), Nothing(), 4, tick, pause=0.1)
     assert len(killed) == kills
     assert not multiprocessing.active_children()
     assert not store.failures
-    again = Store.join(place)
+    again = Store.join(location)
     complete = [t for t in trials(again) if t.state == TrialState.COMPLETE]
     keys = Counter(trial.user_attrs["cell"]["key"] for trial in complete)
     assert keys == Counter(cell(seed).key for seed in range(total))  # none twice, none lost
@@ -97,25 +97,25 @@ def test_a_thousand_cells_survive_twenty_kills_on_postgresql(tmp_path: Path, ser
 
 def test_the_database_of_a_server_is_joined_by_its_url(tmp_path: Path, server: str):
     plan = {"kind": "many", "content": 3}
-    place = StudyLocation.new(tmp_path, server, study="a/b")
-    store = Store.open(place, IDENTITY, plan)
-    for there in (StudyLocation.of(str(place)), StudyLocation.of(str(tmp_path))):
+    location = StudyLocation.new(tmp_path, server, study="a/b")
+    store = Store.open(location, IDENTITY, plan)
+    for there in (StudyLocation.of(str(location)), StudyLocation.of(str(tmp_path))):
         joined = Store.join(there)
         assert joined.plan == plan
         assert joined.identity == IDENTITY
     work(store, Many(3), Nothing())
-    assert len(Store.open(place, IDENTITY).rows) == 3
+    assert len(Store.open(location, IDENTITY).rows) == 3
     with pytest.raises(InputError, match="of trivial cells there, other cells here"):
-        Store.open(place, {"of": "other cells"})
+        Store.open(location, {"of": "other cells"})
     with pytest.raises(InputError, match=r"no run in postgresql://.*#nobody's"):
         Store.join(StudyLocation.of(f"{server}#nobody's"))
 
 
 def test_a_server_that_does_not_answer_is_one_line(tmp_path: Path):
     pytest.importorskip("psycopg")
-    place = StudyLocation.new(tmp_path, "postgresql://flatmin@127.0.0.1:9/db")
+    location = StudyLocation.new(tmp_path, "postgresql://flatmin@127.0.0.1:9/db")
     with pytest.raises(InputError, match="does not answer") as caught:
-        Store.open(place, IDENTITY)
+        Store.open(location, IDENTITY)
     assert "\n" not in str(caught.value)
 
 

@@ -122,7 +122,7 @@ def test_a_process_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path:
     command = [sys.executable, "-c", CHILD, json.dumps(asdict(training)), str(tmp_path)]
     draw = random.Random(0)
     kills = 0
-    folder = checkpoints.place(tmp_path)
+    folder = checkpoints.location(tmp_path)
     while kills < 2:
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         before = folder.names()
@@ -151,10 +151,10 @@ def test_the_last_two_are_kept_wherever_the_folder_is(
         "memory": f"memory://{tmp_path.name}/d",
     }[scheme]
     run = train(SHORT, digits, checkpoints=where)
-    assert sorted(checkpoints.place(where).names()) == ["epoch-000002.pt", "epoch-000003.pt"]
+    assert sorted(checkpoints.location(where).names()) == ["epoch-000002.pt", "epoch-000003.pt"]
     assert timeless(train(SHORT, digits, checkpoints=where)) == timeless(run)
     checkpoints.remove(where)
-    assert checkpoints.place(where).names() == []
+    assert checkpoints.location(where).names() == []
     checkpoints.remove(where)  # once more does no harm
 
 

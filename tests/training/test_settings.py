@@ -276,12 +276,12 @@ def test_perturbed_steps_and_their_radii_are_recorded(digits: ImageData):
 
 def test_recording_changes_nothing(digits: ImageData):
     everything = observed(
-        digits, *sorted(set(flatmin.training.recorder.TABLE)), method="agnostic-sam"
+        digits, *sorted(set(flatmin.training.recorder.OBSERVABLES)), method="agnostic-sam"
     )
     nothing = observed(digits, method="agnostic-sam")
     assert [e.loss for e in everything.epochs] == [e.loss for e in nothing.epochs]
     assert nothing.observed == {}
-    steps = {name for name, row in flatmin.training.recorder.TABLE.items() if row.of_step}
+    steps = {name for name, row in flatmin.training.recorder.OBSERVABLES.items() if row.of_step}
     assert {len(everything.observed[name]) for name in steps} == {15}
     assert {len(v) for name, v in everything.observed.items() if name not in steps} == {3}
 

@@ -53,20 +53,28 @@ def _obey(arguments: Sequence[str] | None) -> int:
     import tyro
 
     from flatmin.cli import compare, listings, report, run, status
-    from flatmin.cli.arguments import Compare, Methods, Recipes, Report, Run, Status, Worker
+    from flatmin.cli.arguments import (
+        CompareArguments,
+        MethodsArguments,
+        RecipesArguments,
+        ReportArguments,
+        RunArguments,
+        StatusArguments,
+        WorkerArguments,
+    )
     from flatmin.training.errors import InputError
 
     commands: dict[Any, Any] = {
-        Compare: compare.compare,
-        Run: run.run,
-        Worker: run.worker,
-        Status: status.status,
-        Report: report.report,
-        Recipes: listings.recipes,
-        Methods: listings.methods,
+        CompareArguments: compare.compare,
+        RunArguments: run.run,
+        WorkerArguments: run.worker,
+        StatusArguments: status.status,
+        ReportArguments: report.report,
+        RecipesArguments: listings.recipes,
+        MethodsArguments: listings.methods,
     }
     chosen = tyro.extras.subcommand_cli_from_dict(
-        {command.__name__.lower(): command for command in commands},
+        {act.__name__: wanted for wanted, act in commands.items()},
         prog="flatmin",
         description="Sharpness-aware minimization, compared honestly.",
         args=arguments,

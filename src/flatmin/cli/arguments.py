@@ -43,7 +43,7 @@ _SWITCH = arg(help_behavior_hint="")
 
 
 @dataclass(frozen=True)
-class Compare:
+class CompareArguments:
     """Train methods side by side on real images; tell which generalises better, and at what cost.
 
     Interrupted, it keeps every finished run, and the same command goes on from there.
@@ -101,7 +101,7 @@ class Compare:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunArguments:
     """Reproduce a table or figure: train what a recipe asks for, and set it beside the paper.
 
     Interrupted, or killed, it keeps every finished run, and the same command goes on from there.
@@ -129,7 +129,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Worker:
+class WorkerArguments:
     """Join a run, from any machine, until all its cells are done.
 
     Started by torchrun, its processes train each cell together.
@@ -148,7 +148,7 @@ class Worker:
 
 
 @dataclass(frozen=True)
-class Status:
+class StatusArguments:
     """Tell how far a run is, and what its workers are at."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
@@ -160,7 +160,7 @@ class Status:
 
 
 @dataclass(frozen=True)
-class Report:
+class ReportArguments:
     """Set what runs have found beside the papers: tables, curves, filters, on one HTML page.
 
     It takes what is finished by now, and says what is not.
@@ -180,10 +180,10 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Recipes:
+class RecipesArguments:
     """List the recipes, and what each costs at each scale."""
 
 
 @dataclass(frozen=True)
-class Methods:
+class MethodsArguments:
     """List the methods that compare knows."""

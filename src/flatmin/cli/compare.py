@@ -11,11 +11,11 @@ from flatmin.cli.messages import AGAIN, stop
 from flatmin.cli.run import train, worker_count
 
 if TYPE_CHECKING:
-    from flatmin.cli.arguments import Compare
+    from flatmin.cli.arguments import CompareArguments
     from flatmin.studies.plan.comparison import Comparison
 
 
-def compare(wanted: Compare) -> int:
+def compare(wanted: CompareArguments) -> int:
     """Train methods side by side, print the table and write the report."""
     importlib.import_module("plotly")  # of the report: better missed now than after the training
 
@@ -31,9 +31,9 @@ def compare(wanted: Compare) -> int:
     workers = worker_count(wanted.workers)
     data = images(comparison)
     folder = wanted.out or default_folder(comparison)
-    place = StudyLocation.new(folder, wanted.storage)
-    outcome = begin(comparison, data, place, allow_mixed=wanted.allow_mixed)
-    trainer = Trainer.at(place, tensorboard=wanted.tensorboard)
+    location = StudyLocation.new(folder, wanted.storage)
+    outcome = begin(comparison, data, location, allow_mixed=wanted.allow_mixed)
+    trainer = Trainer.at(location, tensorboard=wanted.tensorboard)
     if not train(outcome.store, comparison, comparison.data, trainer, workers):
         return 130
     summary = summarise(outcome)
@@ -47,11 +47,11 @@ def compare(wanted: Compare) -> int:
     if wanted.json:
         print(report.as_json(outcome, summary))
     else:
-        terminal.show(outcome, summary, page)
+        terminal.print_comparison(outcome, summary, page)
     return 1 if outcome.failures else 0
 
 
-def _comparison(wanted: Compare) -> Comparison:
+def _comparison(wanted: CompareArguments) -> Comparison:
     """What the flags ask for, with the data set's own defaults where they are silent."""
     from flatmin.studies.plan.comparison import Comparison
     from flatmin.studies.plan.defaults import regime

@@ -6,10 +6,10 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flatmin.cli.arguments import Report
+    from flatmin.cli.arguments import ReportArguments
 
 
-def report(wanted: Report) -> int:
+def report(wanted: ReportArguments) -> int:
     """Write one page, or one text, about all the runs that are named."""
     from flatmin.studies.report import export, html, runs, section
     from flatmin.studies.store import files

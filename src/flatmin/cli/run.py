@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from flatmin.cli.messages import AGAIN, stop
 
 if TYPE_CHECKING:
-    from flatmin.cli.arguments import Run, Worker
+    from flatmin.cli.arguments import RunArguments, WorkerArguments
     from flatmin.studies.plan.tuning import Plan
     from flatmin.studies.run.trainer import Trainer
     from flatmin.studies.store.store import Store
 
 
-def run(wanted: Run) -> int:
+def run(wanted: RunArguments) -> int:
     """Train what a recipe asks for, and set it beside the paper."""
     from flatmin.studies.plan import serialization
     from flatmin.studies.plan.recipe import Recipe
@@ -32,15 +32,15 @@ def run(wanted: Run) -> int:
     workers = worker_count(wanted.workers)
     require(plan.runs)
     name = f"{recipe.name}-{plan.scale}"
-    place = StudyLocation.new(wanted.out or Path("runs") / name, wanted.storage, study=name)
+    location = StudyLocation.new(wanted.out or Path("runs") / name, wanted.storage, study=name)
     identity, description = (
         serialization.identity(plan),
         serialization.described(plan, wanted.recipe),
     )
-    store = Store.open(place, identity, description, allow_mixed=wanted.allow_mixed)
+    store = Store.open(location, identity, description, allow_mixed=wanted.allow_mixed)
     if wanted.storage:
-        print(f"flatmin: others join by: flatmin worker '{place}'", file=sys.stderr)
-    trainer = Trainer.at(place, checkpoints=wanted.checkpoints, tensorboard=wanted.tensorboard)
+        print(f"flatmin: others join by: flatmin worker '{location}'", file=sys.stderr)
+    trainer = Trainer.at(location, checkpoints=wanted.checkpoints, tensorboard=wanted.tensorboard)
     if not train(store, plan, serialization.named(plan), trainer, workers):
         return 130
     page = store.folder / "report.html"
@@ -48,23 +48,24 @@ def run(wanted: Run) -> int:
         store.export()
     with files.told(page, AGAIN):
         files.write(page, html.report([section.of_record(Record.of(store, plan))]))
-    terminal.beside(plan, store, page)
+    terminal.print_recipe(plan, store, page)
     return 1 if store.failures else 0
 
 
-def worker(wanted: Worker) -> int:
+def worker(wanted: WorkerArguments) -> int:
     """Join a run until nothing of it is left."""
     from flatmin.studies.plan import serialization
+    from flatmin.studies.plan.tuning import progress_of
     from flatmin.studies.run import torchrun
     from flatmin.studies.run.trainer import Trainer
     from flatmin.studies.run.worker import work
     from flatmin.studies.store.location import StudyLocation
     from flatmin.studies.store.store import Store
 
-    place = StudyLocation.of(wanted.run)
-    store = Store.join(place, allow_mixed=wanted.allow_mixed)
+    location = StudyLocation.of(wanted.run)
+    store = Store.join(location, allow_mixed=wanted.allow_mixed)
     plan = serialization.restored(store.plan)
-    trainer = Trainer.at(place, checkpoints=wanted.checkpoints, tensorboard=wanted.tensorboard)
+    trainer = Trainer.at(location, checkpoints=wanted.checkpoints, tensorboard=wanted.tensorboard)
     if torchrun.several():
         torchrun.together(trainer, lambda shared: work(store, plan, shared))
         return 0
@@ -72,8 +73,8 @@ def worker(wanted: Worker) -> int:
         store, plan, serialization.named(plan), trainer, worker_count(wanted.workers), retry=False
     ):
         return 130
-    progress = plan.progress(store.rows, frozenset(store.failures))
-    print(f"{progress.done} of {progress.total} runs are done in {place}")
+    progress = progress_of(plan, store)
+    print(f"{progress.done} of {progress.total} runs are done in {location}")
     return 1 if store.failures else 0
 
 
@@ -81,6 +82,7 @@ def train(
     store: Store, plan: Plan, name: str, trainer: Trainer, workers: int, *, retry: bool = True
 ) -> bool:
     """Do what is missing; False, and a line, if the user interrupts it."""
+    from flatmin.studies.plan.tuning import progress_of
     from flatmin.studies.report import terminal
     from flatmin.studies.run import processes
     from flatmin.training.errors import InputError
@@ -92,9 +94,9 @@ def train(
             processes.run(store, plan, trainer, workers, progress)
     except KeyboardInterrupt:
         store.refresh()
-        progress = plan.progress(store.rows, frozenset(store.failures))
+        progress = progress_of(plan, store)
         stop(
-            f"interrupted: {progress.done} of {progress.total} runs are kept in {store.place}; "
+            f"interrupted: {progress.done} of {progress.total} runs are kept in {store.location}; "
             f"the same command continues"
         )
         return False

@@ -6,10 +6,10 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flatmin.cli.arguments import Status
+    from flatmin.cli.arguments import StatusArguments
 
 
-def status(wanted: Status) -> int:
+def status(wanted: StatusArguments) -> int:
     """Say how far a run is, once or until it is done."""
     from rich.console import Console
     from rich.live import Live
@@ -21,10 +21,10 @@ def status(wanted: Status) -> int:
     from flatmin.studies.store.store import Store
     from flatmin.training.errors import InputError
 
-    place = StudyLocation.of(wanted.run)
-    if wanted.watch and not database.writable(place):
-        raise InputError(f"{place} can be read, but not be watched: leave out --watch")
-    with database.readable(place) as there:
+    location = StudyLocation.of(wanted.run)
+    if wanted.watch and not database.writable(location):
+        raise InputError(f"{location} can be read, but not be watched: leave out --watch")
+    with database.readable(location) as there:
         store = Store.join(there, allow_mixed=True)
     plan = serialization.restored(store.plan)
     now = status.Status.of(store, plan)

@@ -1,4 +1,8 @@
-"""What do we keep of what we saw? All of it, or the part across the gradient."""
+"""What do we keep of what we saw? All of it, or the part across the gradient.
+
+`Descent` is the question, and `SurrogateGap` a short answer. A new one is a module with a frozen
+dataclass whose `after` returns the gradients to descend.
+"""
 
 from flatmin.descent.base import Descent
 from flatmin.descent.lookbehind import Lookbehind

@@ -1,4 +1,8 @@
-"""Where do we look? Up the gradient, past the noise of the batch, towards a second batch."""
+"""Where do we look? Up the gradient, past the noise of the batch, towards a second batch.
+
+`Direction` is the question, and `Ascent`, SAM's, the shortest answer. A new one is a module with a
+frozen dataclass whose `displacement` returns `eps`, written like its equation.
+"""
 
 from flatmin.direction.agnostic import Agnostic
 from flatmin.direction.ascent import Ascent

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flatmin.engine import check
 
-Ascent: TypeAlias = Literal["global", "local"]
+AscentMode: TypeAlias = Literal["global", "local"]
 
 PATIENCE = timedelta(seconds=5)
 """How long a rank that has waited in vain gives the others to say why."""
@@ -23,7 +23,7 @@ PATIENCE = timedelta(seconds=5)
 _GLOO = ("/gloo/", "Application timeout caused pair closure")
 """What stands in gloo's errors, which have no type of their own."""
 
-_steps = count()
+_STEPS = count()
 """Numbers the steps that this process takes together with others, which take as many."""
 
 
@@ -38,7 +38,9 @@ class Ranks:
     local ascent is impossible: over shards, without replicas, with a static graph.
     """
 
-    def __init__(self, params: Sequence[Tensor], model: nn.Module | None, ascent: Ascent) -> None:
+    def __init__(
+        self, params: Sequence[Tensor], model: nn.Module | None, ascent: AscentMode
+    ) -> None:
         check.one_of("ascent", ascent, ("global", "local"))
         _refuse_foreign_shards(params, model)
         self._replicas = model if _is_ddp(model) else None
@@ -120,7 +122,7 @@ class Ranks:
         if not self.many:
             yield
             return
-        step = next(_steps)
+        step = next(_STEPS)
         try:
             yield
         except BaseException as error:

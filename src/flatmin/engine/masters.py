@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatmin.engine.vec import NARROW
+
 KEY = "master"
 """Where a parameter's state keeps its master, for checkpoints."""
-
-NARROW = (torch.float16, torch.bfloat16)
 
 
 class Masters:

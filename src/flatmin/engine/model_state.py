@@ -130,7 +130,7 @@ class ModelState:
         return now
 
 
-class _Place:
+class _Slot:
     """One tensor that a module holds, as the step found it.
 
     Fields:
@@ -207,8 +207,8 @@ class _Held:
         self._count = -1
         self._lazy = False
         self._training = model.training
-        self._places: list[_Place] = []
-        self._large: list[_Place] = []
+        self._slots: list[_Slot] = []
+        self._large: list[_Slot] = []
         self._new = True
 
     def begin(self) -> None:
@@ -217,7 +217,7 @@ class _Held:
             self._look()
         if self._training != self._model.training:  # in another mode other things move
             self._training, self._new = self._model.training, True
-        stale = [p for p in self._places if p.begin()]
+        stale = [p for p in self._slots if p.begin()]
         wanting = [p for p in self._large if p.begin()]
         _copy_all([*stale, *(p for p in wanting if p.moves)])
 
@@ -236,56 +236,56 @@ class _Held:
 
     def note_first(self) -> None:
         """What the first pass has left, of all that it moved."""
-        for place in (*self._places, *self._large):
-            if not place.stands:
-                tensor = place.holder.get(place.name)
-                data = None if tensor is None or tensor is not place.tensor else tensor.data
-                place.after = (tensor, data, None)
-            elif place.moved or (self._new and _moved_in_silence(place)):
-                place.moves = True
-                place.after = (place.tensor, None, place.data.clone())
+        for slot in (*self._slots, *self._large):
+            if not slot.stands:
+                tensor = slot.holder.get(slot.name)
+                data = None if tensor is None or tensor is not slot.tensor else tensor.data
+                slot.after = (tensor, data, None)
+            elif slot.moved or (self._new and _moved_in_silence(slot)):
+                slot.moves = True
+                slot.after = (slot.tensor, None, slot.data.clone())
         self._new = False
 
     def learn(self) -> None:
         """The only pass of a step is over: see what moves, for later ones."""
         if self._new:
-            for place in (*self._places, *self._large):
-                place.moves = place.moved or _moved_in_silence(place) or place.moves
+            for slot in (*self._slots, *self._large):
+                slot.moves = slot.moved or _moved_in_silence(slot) or slot.moves
             self._new = False
 
     def set_back(self) -> None:
         """Put everything where `begin` found it."""
         copies: list[tuple[Tensor, Tensor]] = []
-        for place in (*self._places, *self._large):
-            tensor = place.tensor
-            if not place.stands:
-                place.holder[place.name] = tensor
-                if tensor is not None and _address(tensor) != place.address:
-                    tensor.data = place.data
-            if place.moved or (self._new and _moved_in_silence(place)):
-                place.moves = True
+        for slot in (*self._slots, *self._large):
+            tensor = slot.tensor
+            if not slot.stands:
+                slot.holder[slot.name] = tensor
+                if tensor is not None and _address(tensor) != slot.address:
+                    tensor.data = slot.data
+            if slot.moved or (self._new and _moved_in_silence(slot)):
+                slot.moves = True
                 assert tensor is not None
-                known = place.copied == place.version  # if not, what it was is lost
-                if known and place.copy is not None:
-                    copies.append((place.data, place.copy))
-                place.version = tensor._version
-                place.copied = place.version if known else -1
+                known = slot.copied == slot.version  # if not, what it was is lost
+                if known and slot.copy is not None:
+                    copies.append((slot.data, slot.copy))
+                slot.version = tensor._version
+                slot.copied = slot.version if known else -1
         _write(copies)
 
     def set_forward(self) -> None:
         """Put everything where the first pass left it."""
         copies: list[tuple[Tensor, Tensor]] = []
-        for place in (*self._places, *self._large):
-            if place.after is None:
+        for slot in (*self._slots, *self._large):
+            if slot.after is None:
                 continue
-            tensor, data, numbers = place.after
-            place.holder[place.name] = tensor
+            tensor, data, numbers = slot.after
+            slot.holder[slot.name] = tensor
             if tensor is not None and data is not None:
                 tensor.data = data
             if numbers is not None:
-                copies.append((place.data, numbers))
-                place.copied = -1
-            place.after = None
+                copies.append((slot.data, numbers))
+                slot.copied = -1
+            slot.after = None
         _write(copies)
 
     def _size(self) -> int:
@@ -293,11 +293,11 @@ class _Held:
         return sum(len(m._buffers) + len(m._parameters) + len(m._modules) for m in self._modules)
 
     def _look(self) -> None:
-        """Find every place, keeping what is known of those that are known."""
-        known = {(id(p.holder), p.name): p for p in (*self._places, *self._large)}
+        """Find every slot, keeping what is known of those that are known."""
+        known = {(id(p.holder), p.name): p for p in (*self._slots, *self._large)}
 
-        def place(holder: Any, name: str) -> _Place:
-            return known.get((id(holder), name)) or _Place(holder, name)
+        def slot(holder: Any, name: str) -> _Slot:
+            return known.get((id(holder), name)) or _Slot(holder, name)
 
         def watched(x: Tensor | None) -> bool:
             return x is None or (id(x) not in self._ours and _whole(x) and not is_lazy(x))
@@ -305,7 +305,7 @@ class _Held:
         self._modules = list(self._model.modules())
         self._lazy = any(map(is_lazy, (*self._model.buffers(), *self._model.parameters())))
         frozen = [
-            place(m._parameters, name)
+            slot(m._parameters, name)
             for m in self._modules
             for name, p in m._parameters.items()
             if p is not None and not p.requires_grad and watched(p)
@@ -314,12 +314,12 @@ class _Held:
         total = sum(p.tensor.numel() for p in frozen if p.tensor is not None)
         self._large = frozen if total > few else []
         buffers = [
-            place(m._buffers, name)
+            slot(m._buffers, name)
             for m in self._modules
             for name, b in m._buffers.items()
             if watched(b)
         ]
-        self._places = buffers if self._large else [*buffers, *frozen]
+        self._slots = buffers if self._large else [*buffers, *frozen]
         self._count = self._size()
         self._new = True
 
@@ -327,11 +327,11 @@ class _Held:
 class _CopyOnWrite(TorchDispatchMode):
     """Saves the numbers of parameters before an operation writes to them."""
 
-    def __init__(self, places: Iterable[_Place]) -> None:
+    def __init__(self, slots: Iterable[_Slot]) -> None:
         super().__init__()
-        self._watched: dict[int, list[_Place]] = {}
-        for place in places:
-            self._watched.setdefault(place.data.untyped_storage()._cdata, []).append(place)
+        self._watched: dict[int, list[_Slot]] = {}
+        for slot in slots:
+            self._watched.setdefault(slot.data.untyped_storage()._cdata, []).append(slot)
 
     def __torch_dispatch__(
         self,
@@ -353,9 +353,9 @@ class _CopyOnWrite(TorchDispatchMode):
         many: list[Any] = list(written) if isinstance(written, (list, tuple)) else [written]  # pyright: ignore[reportUnknownArgumentType]
         for x in many:
             if isinstance(x, Tensor):
-                for place in self._watched.pop(x.untyped_storage()._cdata, ()):
-                    place.copy = place.data.clone()
-                    place.copied = place.version
+                for slot in self._watched.pop(x.untyped_storage()._cdata, ()):
+                    slot.copy = slot.data.clone()
+                    slot.copied = slot.version
 
 
 class _ForeignGradients:
@@ -622,27 +622,27 @@ def _whole(t: Tensor) -> bool:
     return not hasattr(t, "device_mesh")
 
 
-def _moved_in_silence(place: _Place) -> bool:
+def _moved_in_silence(slot: _Slot) -> bool:
     """Were the numbers changed behind torch's count? Looked at in one step of a model's life."""
-    if place.tensor is None or place.copy is None or place.copied != place.version:
+    if slot.tensor is None or slot.copy is None or slot.copied != slot.version:
         return False
-    was, now = place.copy, place.data
+    was, now = slot.copy, slot.data
     same = torch.equal(was, now) or bool(((was == now) | (was.isnan() & now.isnan())).all())
-    place.silent = place.silent or not same
+    slot.silent = slot.silent or not same
     return not same
 
 
-def _copy_all(places: Sequence[_Place]) -> None:
-    """Copy the numbers of places, into the memory of their last copy where it fits."""
+def _copy_all(slots: Sequence[_Slot]) -> None:
+    """Copy the numbers of slots, into the memory of their last copy where it fits."""
     into: list[Tensor] = []
     source: list[Tensor] = []
-    for place in places:
-        if place.copy is None:
-            place.copy = place.data.clone()
+    for slot in slots:
+        if slot.copy is None:
+            slot.copy = slot.data.clone()
         else:
-            into.append(place.copy)
-            source.append(place.data)
-        place.copied = place.version
+            into.append(slot.copy)
+            source.append(slot.data)
+        slot.copied = slot.version
     if into:
         copy_(into, source)
 

@@ -114,12 +114,11 @@ def _as_loss(value: object) -> Tensor | None:
     )
 
 
-def run_passes(answer: Result[T]) -> PassGenerator[T]:
-    """Run a part's looks, if it has any, and return what it found."""
-    if isinstance(answer, Generator):
-        looks = cast("PassGenerator[T]", answer)
-        return (yield from looks)
-    return answer
+def run_passes(result: Result[T]) -> PassGenerator[T]:
+    """Run the passes of a part, if it asks for any, and return what it found."""
+    if isinstance(result, Generator):
+        return (yield from cast("PassGenerator[T]", result))
+    return result
 
 
 class DiagonalMetric(Protocol):

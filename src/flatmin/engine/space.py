@@ -33,10 +33,12 @@ except ImportError:  # torch built without distributed: nothing is ever sharded
     DTensor = None  # type: ignore[assignment,misc]
 
 LARGE = 1 << 15
-"""Tensors of more elements than this are blocks of their own."""
+"""Tensors of more elements than this are blocks of their own: to join them would be a copy that
+costs more than the call it saves."""
 
 HUGE = 1 << 22
-"""Tensors of more elements than this are evaluated in memory that is given back at once."""
+"""Tensors of more elements than this are evaluated in memory that is given back at once: what is
+kept for reading, as large as the largest read there, stays within 16 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class Space:
         self.blocks = _blocks(groups, self.params, self.pieces)
         self.parts = [[self.pieces[i] for i in b.members] for b in self.blocks]
         """The pieces of each block."""
+        self._sharings = list(dict.fromkeys(map(_shard_groups, self.params)))
         self._standing: Seen | None = None
         self._desk = torch.empty(0, dtype=self.params[0].dtype if self.params else None)
 
@@ -115,6 +118,8 @@ class Space:
 
     def still_holds(self) -> bool:
         """Do the parameters still lie where they lay, or else look as they looked?"""
+        # `model.to()` and `p.data = ...` give a parameter new storage. Where we hold a view of the
+        # old one, a step would move that, and nothing would happen.
         addresses = self._lie_at()
         if addresses == self._addresses and addresses:
             return True
@@ -261,11 +266,13 @@ class Space:
         Where it must be computed, this happens in the memory of the first of `seen` that it is made
         of, which is then gone.
         """
+        # A base optimizer passes over a parameter whose gradient is None, weight decay and momentum
+        # included; a zero gradient would move it. So None stays None, as without us.
         of = {id(s.vector.terms[0].blocks): s for s in seen}
         mine = next((of[id(t.blocks)] for t in gradient.terms if id(t.blocks) in of), None)
         present = seen[-1].present
         if gradient.is_stored and mine is not None and mine is self._standing:
-            return
+            return  # it still stands where the last pass has left it
         self._standing = None
         for j, b in enumerate(self.blocks):
             block = gradient.into(mine.vector.block(j) if mine else None, j)
@@ -287,6 +294,8 @@ class Space:
         if whole and piece.stride() != like.stride() and _is_dense(like):
             piece = piece.as_strided(like.shape, like.stride())  # a dimension has one element
         if DTensor is not None and isinstance(like, DTensor):
+            # Its shape is told: alone, a shard would be taken for one of equal ones. Unchecked,
+            # since a check is a broadcast.
             return DTensor.from_local(
                 piece,
                 like.device_mesh,
@@ -321,11 +330,13 @@ class Space:
     def dot(self, a: Vector, b: Vector) -> Scalar:
         if not (a.terms and b.terms and self.blocks):
             return 0.0
-        by_groups: dict[tuple[Any, ...], list[Tensor]] = {}
+        # In the order of the parameters, the same on every rank: that of the blocks depends on the
+        # size of shards, and ranks that reduced in different orders would add up different things.
+        by_groups: dict[tuple[Any, ...], list[Tensor]] = {groups: [] for groups in self._sharings}
         for j, block in enumerate(self.blocks):
             x = self._read(a, j)
-            product = _dot(x, x if a is b else b.block(j))
-            by_groups.setdefault(block.shared_by, []).append(product)
+            product = _dot(x, x if a is b else b.block(j))  # `b` is not read where `x` is
+            by_groups[block.shared_by].append(product)
         total: Scalar = 0.0
         for groups, products in by_groups.items():
             if self.on_host and not groups:
@@ -333,6 +344,8 @@ class Space:
                 continue
             home = products[0].device
             part = torch.stack([_widened(x).to(home) for x in products]).sum()
+            # One reduction for all blocks that are split alike, none for what every rank holds
+            # whole; over a mesh of two dimensions, one dimension after the other.
             for group in groups:
                 dist.all_reduce(part, group=group)
             total = total + (part.item() if self.on_host else part.to(self.pieces[0].device))
@@ -412,6 +425,7 @@ def _of_a_fresh_gradient() -> int:
 
 
 _FRESH = _of_a_fresh_gradient()
+"""Measured, since it depends on the versions of Python and torch."""
 
 
 def _is_somebodys(found: Sequence[Tensor | None], i: int) -> bool:
@@ -508,6 +522,7 @@ def _blocks(
         if not 0 < x.numel() <= LARGE:  # torch unflattens an empty tensor to another shape
             blocks.append(Block((i,), group_of[i], shared_by, joined=False))
         else:
+            # One block has one radius, one way of summing, one memory.
             key = (group_of[i], shared_by, x.device, x.dtype)
             small.setdefault(key, []).append(i)
     joined = [_joined(key[0], key[1], members, pieces) for key, members in small.items()]
@@ -522,6 +537,8 @@ def _joined(
         shape = pieces[i].shape
         alike.setdefault(shape[1:] if shape else None, []).append(i)
     runs: list[slice] = []
+    # Tensors alike but for their first dimension are concatenated as they are, which saves a view
+    # of each: that pays where four or more are alike on average. A 0-d one cannot be concatenated.
     if None not in alike and 4 * len(alike) <= len(members):
         members = [i for same in alike.values() for i in same]
         ends = list(itertools.accumulate(len(same) for same in alike.values()))
@@ -561,4 +578,5 @@ def _is_dense(x: Tensor) -> bool:
 
 
 def _widened(x: Tensor) -> Tensor:
+    # Many blocks are summed in float64, which mps has not.
     return x if x.device.type == "mps" else x.double()

@@ -21,7 +21,7 @@ Metric: TypeAlias = Callable[[int], "Tensor | float"]
 """A diagonal: the factors of block `j`, a tensor like it or one number."""
 
 TINY = 1e-12
-"""Added to every norm that is divided by."""
+"""Added to every norm that is divided by: a zero vector climbs nowhere, and not to nan."""
 
 NARROW = (torch.float16, torch.bfloat16)
 """Types that have no room for sums."""
@@ -79,6 +79,8 @@ class Vector:
 
     def __mul__(self, factor: Scalar) -> Vector:
         if _is(0.0, factor):
+            # Dropped, not multiplied: 0 * inf is nan, and a method whose factor is 0 is then the
+            # simpler one bit for bit, and costs as little.
             return ZERO
         return Vector(*(term.scaled(factor) for term in self.terms))
 
@@ -86,6 +88,7 @@ class Vector:
 
     def scaled(self, by_block: Sequence[Scalar]) -> Vector:
         """Each block multiplied with a number of its own, the one in `by_block`."""
+        # Tensors compare as objects, which asks no device; those of one group are one object.
         if len(set(by_block)) == 1:
             return self * by_block[0]
         return Vector(
@@ -116,13 +119,20 @@ class Vector:
             value = self._wide_at(j)
             return value.to(self.terms[0].blocks[j].dtype) if out is None else out.copy_(value)
         terms = list(self.terms)
-        if out is not None and len(terms) > 1:  # what is overwritten is read first
+        if out is not None and len(terms) > 1:
             home = out.data_ptr()
-            terms.sort(key=lambda t: t.blocks[j].data_ptr() != home)
+            # Plain terms are summed in `out` before the others are read: one of these in the
+            # memory of `out` would be gone by then.
+            if any(t.metric is not None and t.blocks[j].data_ptr() == home for t in terms):
+                return out.copy_(self.into(None, j))
+            terms.sort(key=lambda t: t.blocks[j].data_ptr() != home)  # it is read first
+        # Asked before anything is written: a metric may be made of what `out` holds, as Fisher's is
+        # of the gradient.
+        metrics = dict.fromkeys(t.metric for t in terms if t.metric is not None)
+        factors = [(metric, metric(j)) for metric in metrics]
         total = _plain(out, [t for t in terms if t.metric is None], j)
-        for metric in dict.fromkeys(t.metric for t in terms if t.metric is not None):
+        for metric, factor in factors:
             inside = [t for t in terms if t.metric is metric]
-            factor = metric(j)
             c, x = inside[0].at(j), inside[0].blocks[j]
             if len(inside) > 1:
                 part = _plain(None, inside, j)
@@ -181,6 +191,8 @@ def _is(value: float, *summands: Scalar) -> bool:
 
 def _merged(terms: Sequence[Term]) -> list[Term]:
     """Terms over the same blocks in the same metric as one."""
+    # By identity: equal numbers would be a sweep to find, and what is one gradient is one list of
+    # blocks. The terms hold both objects, so that no id is used twice meanwhile.
     merged: dict[tuple[int, int], Term] = {}
     for term in terms:
         key = (id(term.blocks), id(term.metric))
@@ -207,9 +219,11 @@ def _plain(out: Tensor | None, terms: list[Term], j: int) -> Tensor | None:
     elif out.data_ptr() != x.data_ptr():
         total = out.copy_(x) if _is(1.0, c) else torch.mul(x, c, out=out)
     elif len(others) == 1 and _is(1.0, c, others[0][0]):
+        # A running mean is one sweep over memory in place of two.
         return out.lerp_(others[0][1], cast(float, others[0][0]))
     else:
         total = out if _is(1.0, c) else out.mul_(c)
     for c, x in others:
+        # `alpha` is a number of the host: to make one of a tensor would wait for the device.
         total = total.addcmul_(x, c) if isinstance(c, Tensor) else total.add_(x, alpha=c)
     return total

@@ -13,11 +13,12 @@ from flatmin.engine.space import Space, copy_
 from flatmin.engine.vec import Term, Vector
 
 CURRENT_POSITION = Vector()
-"""The place where the weights stand, for those who no longer know how they came there."""
+"""Where the weights stand, for those who no longer know how they came there: known by
+identity, since as a vector it would be zero."""
 
 
 class _Home(Sequence[Tensor]):
-    """The blocks of the unperturbed weights."""
+    """The blocks of the unperturbed weights, each copied when it is first asked for."""
 
     def __init__(self, walk: Walk) -> None:
         self._walk = walk
@@ -50,12 +51,13 @@ class Walk:
 
     def fits(self, groups: Sequence[Sequence[Tensor]]) -> bool:
         """Are these the parameters that it moves, in the form and in the place that it knew?"""
+        # The space holds its parameters, so that no id has gone to another tensor.
         return [
             [id(p) for p in group] for group in groups
         ] == self._ids and self.space.still_holds()
 
     def begin(self) -> None:
-        """A step begins: the weights are home, and not where the last one has left them."""
+        """A step begins: the weights are home, and the base optimizer has moved home since."""
         self._packed = [False] * len(self.space.blocks)
 
     @property
@@ -72,17 +74,20 @@ class Walk:
             return
         if not self._copy:
             self._allocate()
+        # Always from `w`, never from where we stand: differences would add up their rounding. At
+        # home `w` is read where it is overwritten, which is one sweep over memory less.
         start = self._copy if self._here is not None else self._in_place
         there = Vector(Term(start)) + to
+        # Before the first weight moves: whatever is raised from here on, `back` has to undo.
         self._here = to
         for j, b in enumerate(self.space.blocks):
-            self.block(j)
+            self.block(j)  # the copy, while there is something to copy
             if b.joined:
                 moved, views = self._moved[j]
                 there.into(moved, j)
                 copy_(self.space.parts[j], views)
             else:
-                there.into(start[j] if start is self._in_place else self.space.parts[j][0], j)
+                there.into(self.space.parts[j][0], j)
         self.space.write_evaluated()
 
     def back(self) -> None:
@@ -90,7 +95,10 @@ class Walk:
             return
         self._here = None
         for j, views in enumerate(self._views):
-            copy_(self.space.parts[j], views)
+            # Where `go` was interrupted, some blocks have not moved yet, and their copies are those
+            # of an earlier step.
+            if self._packed[j]:
+                copy_(self.space.parts[j], views)
         self.space.write_evaluated()
 
     def forget_way(self) -> Vector:
@@ -102,6 +110,7 @@ class Walk:
         """`w + share (w' - w)` from weights `w'` that have moved on since they came home."""
         if share == 1.0:
             return
+        # Weights that the base steps left alone stay bit for bit: `inf - inf` would make them nan.
         for j, views in enumerate(self._views):
             for moved, w in zip(self.space.parts[j], views, strict=True):
                 moved.copy_(torch.where(moved == w, w, w + share * (moved - w)))
@@ -110,21 +119,23 @@ class Walk:
         """`‖eps‖` of the place where the weights stand."""
         if self._here is None:
             return 0.0
+        # Measured, since the way here may be forgotten; so it is also what rounding has left of it.
         now, was = Vector(Term(self._now())), Vector(Term(self._copy))
         return float(self.space.norm(now - was))  # host sync: a measurement
 
     def warn_if_standing_still(self) -> bool:
         """Warn if rounding takes more than half of the perturbation."""
-        if self._here is None or not self._here.terms:
+        if self._here is None or not self._here.terms:  # also where the way was forgotten
             return False
         meant = lost = 0.0
         evaluated = [self.space.piece(i, x) for i, x in enumerate(self.space.evaluated)]
         for j, now in enumerate(self.space.join(evaluated)):
             eps = self._here.into(None, j).double()
+            # Copies that are rounded for the model can stand still while their masters move.
             seen = now.double() - self._copy[j].to(now.dtype).double()
             meant += float(eps.square().sum())
             lost += float((seen - eps).square().sum())
-        if not lost > meant / 4:  # also where they are nan
+        if not lost > meant / 4:  # squares: half of the length; also where they are nan
             return False
         dtypes = ", ".join(sorted({str(x.dtype).removeprefix("torch.") for x in evaluated}))
         warnings.warn(
@@ -147,13 +158,13 @@ class Walk:
         if not self._copy:
             self._allocate()
         if not self._packed[j]:
-            self._packed[j] = True
             b, parts = self.space.blocks[j], self.space.parts[j]
             if b.runs:
                 for run, like in zip(b.runs, self._runs[j], strict=True):
                     torch.cat(parts[run], out=like)
             else:
                 copy_(self._views[j], parts)
+            self._packed[j] = True  # now that it is whole
         return self._copy[j]
 
     def _allocate(self) -> None:

@@ -3,6 +3,9 @@
 Every geometry is one diagonal metric `T`: `Γ(d) = T² d / ‖T d‖` solves `max ⟨d, eps⟩` subject to
 `‖T⁻¹ eps‖ ≤ 1`. Two geometries intersect by multiplying their `T`: `Adaptive() * RandomSubset()`.
 `Only` perturbs some parameters alone.
+
+`Geometry` is the question, and `Adaptive` a short answer. A new one is a module with a frozen
+dataclass whose `metric` returns `T`, element by element.
 """
 
 from flatmin.geometry.adaptive import Adaptive

@@ -1,7 +1,8 @@
 """Other people's trainers: Lightning, the Hugging Face Trainer and Accelerate.
 
 Each has a module of its own, which imports its trainer; this one needs torch alone. A loop that is
-yours needs none of them: `optimizer.step(closure)` is all.
+yours needs none of them: `optimizer.step(closure)` is all. `accelerate` is the one to read first; a
+further trainer is a module that has its loop evaluate every pass of `optimizer.passes()`.
 """
 
 # pyright: reportPrivateUsage=false

@@ -1,4 +1,8 @@
-"""When do we look around? At every step, every k-th, by coin, or when the gradient is large."""
+"""When do we look around? At every step, every k-th, by coin, or when the gradient is large.
+
+`Policy` is the question, and `EveryK` a short answer. A new one is a module with a frozen dataclass
+whose `perturbs` says whether this step looks.
+"""
 
 from flatmin.policy.always import Always
 from flatmin.policy.base import Policy

@@ -1,4 +1,8 @@
-"""Which samples do we look at again? All of them, or those whose loss rose most."""
+"""Which samples do we look at again? All of them, or those whose loss rose most.
+
+`Selection` is the question. A new answer is a module with a frozen dataclass whose `choose` returns
+the indices of the samples; `LossRise` is one.
+"""
 
 from flatmin.selection.base import Selection
 from flatmin.selection.loss_rise import LossRise

@@ -20,8 +20,8 @@ def build(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
 ) -> Optimizer:
-    """The base optimizer called `name` in `TABLE`."""
-    return TABLE[name](parameters, lr, momentum, weight_decay)
+    """The base optimizer called `name` in `BASES`."""
+    return BASES[name](parameters, lr, momentum, weight_decay)
 
 
 def sgd(
@@ -56,5 +56,5 @@ def adamw(
     return torch.optim.AdamW(parameters, lr, (momentum, 0.999), weight_decay=weight_decay)
 
 
-TABLE: Mapping[str, Base] = {"sgd": sgd, "nesterov": nesterov, "adam": adam, "adamw": adamw}
+BASES: Mapping[str, Base] = {"sgd": sgd, "nesterov": nesterov, "adam": adam, "adamw": adamw}
 """Every base optimizer by its name in a recipe."""

@@ -67,7 +67,7 @@ class Checkpoints:
 
     def __init__(self, where: str | Path, key: str) -> None:
         self._where, self._key = where, key
-        self._place = place(where)
+        self._location = location(where)
 
     def save(self, epoch: int, state: Mapping[str, Any]) -> None:
         """Keep the `state` at the end of `epoch`, and of the earlier ones the last.
@@ -77,9 +77,9 @@ class Checkpoints:
         Raises InputError, with the earlier checkpoints as they were, where it cannot be written.
         """
         try:
-            self._place.write(_name(epoch), packed(state, self._key))
+            self._location.write(_name(epoch), packed(state, self._key))
             for old in sorted(number for number in self._epochs() if number <= epoch)[:-KEPT]:
-                self._place.delete(_name(old))
+                self._location.delete(_name(old))
         except OSError as error:
             raise InputError(
                 f"no checkpoint of epoch {epoch} could be written to {self._where} "
@@ -109,7 +109,7 @@ class Checkpoints:
 
     def _opened(self, name: str) -> dict[str, Any] | None:
         try:
-            return unpacked(self._place.read(name), self._key)
+            return unpacked(self._location.read(name), self._key)
         except (Damaged, OSError) as damage:
             warnings.warn(
                 f"the checkpoint {self._where}/{name} is damaged ({damage}); the one before is "
@@ -122,13 +122,13 @@ class Checkpoints:
             raise InputError(f"{self._where}/{name} {foreign}") from None
 
     def _epochs(self) -> list[int]:
-        found = (name.removeprefix("epoch-").removesuffix(".pt") for name in self._place.names())
+        found = (name.removeprefix("epoch-").removesuffix(".pt") for name in self._location.names())
         return [int(number) for number in found if number.isdigit()]
 
 
 def remove(where: str | Path) -> None:
     """Remove the checkpoints of a run that is finished, folder and all."""
-    place(where).clear()
+    location(where).clear()
 
 
 def packed(state: Mapping[str, Any], key: str) -> bytes:
@@ -163,7 +163,7 @@ def _checksum(key: str, content: bytes) -> str:
     return digest.hexdigest()
 
 
-def place(where: str | Path) -> CheckpointLocation:
+def location(where: str | Path) -> CheckpointLocation:
     """The folder that a path or a URL names."""
     url = str(where)
     if url.startswith("file://"):

@@ -23,12 +23,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LRScheduler
 
 from flatmin import methods
 from flatmin.engine.cost import Cost
+from flatmin.optimizer import SharpnessAware
 from flatmin.training import bases, evaluation, models, schedules
 from flatmin.training.checkpoints import Checkpoints
-from flatmin.training.data.batches import Batch, ImageSet, RunData
+from flatmin.training.data.batches import Batch, BatchSampler, ImageSet, RunData
 from flatmin.training.data.images import ImageData, load
 from flatmin.training.processes import Parallel, ProcessGroup
 from flatmin.training.recorder import EpochSummary, Recorder
@@ -150,10 +152,34 @@ def _train(
     checkpoints: Checkpoints | None,
     group: ProcessGroup,
 ) -> Run:
-    method = methods.find(training.method)
     run_data = RunData(training, data, group)
-    auxiliary = run_data.auxiliary() if method.auxiliary else None
+    # Found now: what is missing, or does not fit, is better told before hours of training.
     further = {name: evaluation.find(name, data, run_data) for name in training.examine}
+    learner = Learner.begin(training, run_data, _model(training, data, run_data, group), group)
+    session = learner.session(checkpoints)
+    curve = [Epoch(**values) for values in session.resume()]
+    for number in range(len(curve) + 1, training.epochs + 1):
+        curve.append(_epoch(learner, run_data))
+        # Kept before it is told: a watcher may raise, to end the run or since its claim is lost.
+        session.save(number, [asdict(epoch) for epoch in curve])
+        if watch and group.leads:
+            watch(number, curve[-1])
+    return Run(
+        training,
+        tuple(curve),
+        learner.cost,
+        chance=100 / len(data.classes),
+        examined={name: _examined(learner, asked) for name, asked in further.items()},
+        observed=learner.recorder.values,
+        device=group.name,
+        processes=group.world,
+    )
+
+
+def _model(
+    training: Training, data: ImageData, run_data: RunData, group: ProcessGroup
+) -> nn.Module:
+    """The network, of the same weights on every rank, as the group evaluates it."""
     model = models.build(
         training.model,
         channels=data.channels,
@@ -166,127 +192,190 @@ def _train(
     order = torch.contiguous_format if group.sharded else torch.channels_last
     model.to(group.device, memory_format=order)  # pyright: ignore[reportCallIssue]
     model = group.wrap(model)
-    if not group.leads:  # random layers draw for each share by themselves
+    # Only now, since the weights are drawn alike: random layers draw for each share by themselves.
+    if not group.leads:
         torch.manual_seed(derive(training.seed, f"random layers of rank {group.rank}"))
-    total_steps = training.epochs * run_data.steps
-    optimizer = method.build(
-        bases.build(
-            training.base,
-            model.parameters(),
-            lr=training.lr,
-            momentum=training.momentum,
-            weight_decay=training.weight_decay,
-        ),
-        training.rho,
-        total_steps=total_steps,
-        seed=training.seed,
-        settings=dict(training.options),
-        model=model,
-        max_norm=training.max_norm,
-        measure_radius=True,
-    )
-    schedule = schedules.build(
-        training.schedule,
-        optimizer,
-        total_steps,
-        warmup_steps=round(training.warmup * total_steps / training.epochs),
-        milestones=training.milestones,
-        gamma=training.gamma,
-    )
-    streams = (run_data.primary, auxiliary) if auxiliary else (run_data.primary,)
-    recorder = Recorder(training.observe, model, group)
-    recorder.require(per_sample=method.per_sample)
-    scores = partial(_scores, model, narrow=training.precision == "bfloat16")
+    return model
 
-    def losses_on(batch: Batch, chosen: Tensor | None = None) -> Tensor:
-        batch = batch.at(chosen)
-        outputs = scores(batch.images)
-        metrics.see(outputs, batch)
-        return F.cross_entropy(
-            outputs, batch.labels, reduction="none", label_smoothing=training.label_smoothing
+
+def _epoch(learner: Learner, run_data: RunData) -> Epoch:
+    """Train for one epoch and measure what has become of the model."""
+    start = time.perf_counter()
+    outputs = learner.epoch()  # read on the host, so that the device has finished too
+    seconds = time.perf_counter() - start
+    # Before the model is evaluated or saved: each rank has normalised its own share.
+    learner.group.agree(learner.model)
+    learner.recorder.ended(outputs)
+    return Epoch(
+        loss=outputs.loss,
+        train_accuracy=outputs.accuracy,
+        accuracy=accuracy(learner.scores, learner.model, run_data.examined, learner.group),
+        passes=learner.cost.samples / run_data.count,
+        seconds=seconds,
+    )
+
+
+def _examined(learner: Learner, asked: evaluation.Examination) -> float:
+    """% right of the final model, the mean over the sets that were asked for."""
+    scores, model, group = asked.of(learner.scores), learner.model, learner.group
+    sets = asked.sets()
+    return statistics.fmean(accuracy(scores, model, images, group, asked.top) for images in sets)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What moves from step to step: a model, what makes it learn, and what is recorded of it.
+
+    Fields:
+        auxiliary: the stream of auxiliary batches; None where the method has none.
+    """
+
+    training: Training
+    method: methods.Method
+    group: ProcessGroup
+    model: nn.Module
+    optimizer: SharpnessAware
+    schedule: LRScheduler
+    primary: BatchSampler
+    auxiliary: BatchSampler | None
+    recorder: Recorder
+
+    @classmethod
+    def begin(
+        cls, training: Training, run_data: RunData, model: nn.Module, group: ProcessGroup
+    ) -> Learner:
+        """One that has not taken a step. Raises InputError where something does not fit."""
+        method = methods.find(training.method)
+        total_steps = training.epochs * run_data.steps
+        optimizer = method.build(
+            bases.build(
+                training.base,
+                model.parameters(),
+                lr=training.lr,
+                momentum=training.momentum,
+                weight_decay=training.weight_decay,
+            ),
+            training.rho,
+            total_steps=total_steps,
+            seed=training.seed,
+            settings=dict(training.options),
+            model=model,
+            max_norm=training.max_norm,
+            measure_radius=True,
+        )
+        schedule = schedules.build(
+            training.schedule,
+            optimizer,
+            total_steps,
+            warmup_steps=round(training.warmup * total_steps / training.epochs),
+            milestones=training.milestones,
+            gamma=training.gamma,
+        )
+        recorder = Recorder(training.observe, model, group)
+        recorder.require(per_sample=method.per_sample)
+        auxiliary = run_data.auxiliary() if method.auxiliary else None
+        streams = run_data.primary, auxiliary
+        return cls(training, method, group, model, optimizer, schedule, *streams, recorder)
+
+    def session(self, checkpoints: Checkpoints | None) -> Session:
+        """All of it that a checkpoint has to hold."""
+        streams = (self.primary, self.auxiliary) if self.auxiliary else (self.primary,)
+        return Session(
+            checkpoints,
+            self.group,
+            self.model,
+            self.optimizer,
+            self.schedule,
+            streams,
+            self.recorder,
         )
 
-    def loss_on(batch: Batch) -> Tensor:
-        loss = losses_on(batch).mean()
+    @property
+    def cost(self) -> Cost:
+        """What all ranks have cost together; each counts its own samples."""
+        own, world = self.optimizer.cost, self.group.world
+        return replace(
+            own, samples=own.samples * world, primary_samples=own.primary_samples * world
+        )
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Of the model, in the precision of the run."""
+        narrow = self.training.precision == "bfloat16"
+        with torch.autocast(images.device.type, torch.bfloat16) if narrow else nullcontext():
+            # Losses and accuracies are float32 in any precision: sums have no room in bfloat16.
+            return self.model(images).float()
+
+    def epoch(self) -> EpochSummary:
+        """Step on every primary batch once."""
+        self.model.train()  # evaluation has left it in the other mode
+        metrics = EpochMetrics(self.group, apart=self.recorder.apart)
+        for batch in self.primary.round():
+            loss = self._step(batch, metrics)
+            metrics.stepped(loss, len(batch))
+            # The learning rate is read before the schedule moves on: it is that of this step.
+            lr = float(self.schedule.get_last_lr()[0])
+            self.recorder.stepped(loss, lr, self.optimizer.cost)
+            self.schedule.step()
+        return metrics.outputs()
+
+    def _step(self, batch: Batch, metrics: EpochMetrics) -> Tensor:
+        """One step, with an auxiliary batch where the method looks at one."""
+        if self.method.per_sample:
+            return self.optimizer.step(partial(self._losses, batch, metrics))
+        if self.auxiliary is None:
+            return self.optimizer.step(lambda: self._loss(batch, metrics))
+        # Drawn at every step, looked at or not, so that the stream does not depend on the policy.
+        other = self.auxiliary.next()
+        return self.optimizer.step(
+            lambda: self._loss(batch, metrics), lambda: self._loss_in_parts(other, metrics)
+        )
+
+    def _losses(self, batch: Batch, metrics: EpochMetrics, chosen: Tensor | None = None) -> Tensor:
+        """One loss a sample, of the chosen ones or all."""
+        batch = batch.at(chosen)
+        outputs = self.scores(batch.images)
+        metrics.see(outputs, batch)
+        smoothing = self.training.label_smoothing
+        return F.cross_entropy(outputs, batch.labels, reduction="none", label_smoothing=smoothing)
+
+    def _loss(self, batch: Batch, metrics: EpochMetrics) -> Tensor:
+        """The mean loss of a primary batch, differentiated."""
+        loss = self._losses(batch, metrics).mean()
         loss.backward()
-        recorder.passed()
+        self.recorder.passed()
         return loss
 
-    def loss_in_parts(batch: Batch) -> Tensor:
-        total = torch.zeros((), device=group.device)
-        for part in batch.parts(training.batch // group.world):
-            loss = losses_on(part).mean() * (len(part) / len(batch))
+    def _loss_in_parts(self, batch: Batch, metrics: EpochMetrics) -> Tensor:
+        """The same of an auxiliary batch, which takes no more memory than a primary one.
+
+        Each part counts by its size, so that the sum of the gradients is that of the mean loss.
+        """
+        total = torch.zeros((), device=self.group.device)
+        for part in batch.parts(self.training.batch // self.group.world):
+            loss = self._losses(part, metrics).mean() * (len(part) / len(batch))
             loss.backward()
             total += loss.detach()
         return total
-
-    session = Session(checkpoints, group, model, optimizer, schedule, streams, recorder)
-    curve = [Epoch(**values) for values in session.resume()]
-    for number in range(len(curve) + 1, training.epochs + 1):
-        model.train()
-        start = time.perf_counter()
-        metrics = EpochMetrics(group, apart=recorder.apart)
-        for batch in run_data.primary.round():
-            if method.per_sample:
-                loss = optimizer.step(partial(losses_on, batch))
-            elif auxiliary:
-                other = auxiliary.next()
-                loss = optimizer.step(lambda: loss_on(batch), lambda: loss_in_parts(other))
-            else:
-                loss = optimizer.step(lambda: loss_on(batch))
-            metrics.stepped(loss, len(batch))
-            recorder.stepped(loss, float(schedule.get_last_lr()[0]), optimizer.cost)
-            schedule.step()
-        outputs = metrics.outputs()
-        seconds = time.perf_counter() - start
-        group.agree(model)
-        recorder.ended(outputs)
-        curve.append(
-            Epoch(
-                loss=outputs.loss,
-                train_accuracy=outputs.accuracy,
-                accuracy=accuracy(scores, model, run_data.examined, group),
-                passes=_joint(optimizer.cost, group).samples / run_data.count,
-                seconds=seconds,
-            )
-        )
-        session.save(number, [asdict(epoch) for epoch in curve])
-        if watch and group.leads:
-            watch(number, curve[-1])
-    return Run(
-        training,
-        tuple(curve),
-        _joint(optimizer.cost, group),
-        chance=100 / len(data.classes),
-        examined={
-            name: statistics.fmean(
-                accuracy(asked.of(scores), model, images, group, asked.top)
-                for images in asked.sets()
-            )
-            for name, asked in further.items()
-        },
-        observed=recorder.values,
-        device=group.name,
-        processes=group.world,
-    )
 
 
 class EpochMetrics:
     """Loss and answers over the primary batches of an epoch, each before its step.
 
     Args:
-        crew: over whose ranks it sums.
+        group: over whose ranks it sums.
         apart: whether images with wrong labels are also counted apart.
     """
 
     def __init__(self, group: ProcessGroup, *, apart: bool) -> None:
         self._group, self._apart = group, apart
         # loss, images, right answers, wrong labels, wrong labels given back
+        # On the device: a step that asked for one of them would wait for it.
         self._sums = torch.zeros(5, dtype=torch.float64, device=group.device)
         self._first = True
 
     def see(self, scores: Tensor, batch: Batch) -> None:
         """Count the first evaluation of a step; the later ones are made at other weights."""
+        # The first is always that of the primary batch at the unperturbed weights.
         if not self._first:
             return
         self._first = False
@@ -311,11 +400,6 @@ Scores = Callable[[Tensor], Tensor]
 """From images (b, channels, size, size) to float32 (b, classes)."""
 
 
-def _scores(model: nn.Module, images: Tensor, *, narrow: bool) -> Tensor:
-    with torch.autocast(images.device.type, torch.bfloat16) if narrow else nullcontext():
-        return model(images).float()
-
-
 @torch.no_grad()
 def accuracy(
     scores: Scores, model: nn.Module, images: ImageSet, group: ProcessGroup, top: int = 1
@@ -323,12 +407,14 @@ def accuracy(
     """% of `images` that `model`, in evaluation mode, gives their label in its `top` guesses."""
     model.eval()
     right = torch.zeros((), dtype=torch.int64, device=group.device)
+    # A whole number, so that any number of ranks finds the same; a share may be empty.
     rows, size = torch.arange(len(images)), images.chunk * group.world
     shares = [
         rows[start : start + size].tensor_split(group.world)[group.rank]
         for start in range(0, len(rows), size)
     ]
     for at, mine in enumerate(shares):
+        # Streamed images are decoded while the model is at work, two batches ahead.
         for coming in shares[at + 1 : at + 3]:
             images.expect(coming)
         batch = images.plain(mine)
@@ -337,12 +423,3 @@ def accuracy(
         guesses = outputs.topk(top).indices if top > 1 else outputs.argmax(1, keepdim=True)
         right += (guesses == batch.labels.unsqueeze(1)).sum()
     return 100 * int(group.total(right)) / len(images)
-
-
-def _joint(cost: Cost, group: ProcessGroup) -> Cost:
-    """What all ranks have cost together; each counts its own samples."""
-    return replace(
-        cost,
-        samples=cost.samples * group.world,
-        primary_samples=cost.primary_samples * group.world,
-    )

@@ -1,6 +1,6 @@
 """One run on many processes: each rank takes its share of every batch.
 
-    torchrun --nproc-per-node 2 script.py        # that calls parallel.started() and train()
+    torchrun --nproc-per-node 2 script.py        # that calls processes.started() and train()
 
 Two ranks do the steps of one process on the same batches, but for rounding, with three exceptions:
 batch normalization normalises each share by itself (the running statistics are the mean over
@@ -72,7 +72,7 @@ def _let_go() -> None:
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The ranks that train one model together; one process is a crew as well.
+    """The ranks that train one model together; one process is a group as well.
 
     Fields:
         device: of this rank.
@@ -133,7 +133,7 @@ class ProcessGroup:
         return slice(self.rank * size, (self.rank + 1) * size)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model as this crew evaluates it."""
+        """The model as this group evaluates it."""
         if self.world == 1:
             return model
         if self.kind == "fsdp2":
@@ -197,7 +197,7 @@ class ProcessGroup:
         )
 
     def load(self, model: nn.Module, optimizer: Optimizer, states: States) -> None:
-        """Take up what `states` gave, in any crew; every rank has the whole of it."""
+        """Take up what `states` gave, in a group of any size; every rank has the whole of it."""
         if not self.sharded:
             self.bare(model).load_state_dict(states[0])
             optimizer.load_state_dict(states[1])

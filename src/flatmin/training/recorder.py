@@ -1,6 +1,6 @@
 """What can be recorded along a run, by name: `Training(observe=("gradient-norms", "perturbed"))`.
 
-A further observable is one function and one row of `TABLE`.
+A further observable is one function and one row of `OBSERVABLES`.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Recorder:
     Args:
         names: of the observables.
         model: whose gradients are looked at.
-        crew: over whose ranks a loss is the mean.
+        group: over whose ranks a loss is the mean.
 
     Attributes:
         values: by observable, one number a step or an epoch, in order.
@@ -103,7 +103,7 @@ class Recorder:
     def __init__(self, names: Sequence[str], model: nn.Module, group: ProcessGroup) -> None:
         self._group = group
         self.values: dict[str, list[float]] = {name: [] for name in names}
-        self._rows = {name: TABLE[name] for name in names}
+        self._rows = {name: OBSERVABLES[name] for name in names}
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._gradients = any(row.gradients for row in self._rows.values())
         self._steps = any(row.of_step for row in self._rows.values())
@@ -112,7 +112,7 @@ class Recorder:
         self._cost = Cost()
 
     def require(self, *, per_sample: bool) -> None:
-        """Raise InputError if gradients are to be seen and the method or the crew hides them."""
+        """Raise InputError if gradients are to be seen and the method or the group hides them."""
         if self._gradients and (per_sample or self._group.sharded):
             names = [name for name, row in self._rows.items() if row.gradients]
             found = "esam runs the backward pass itself" if per_sample else "fsdp2 holds shards"
@@ -141,11 +141,11 @@ class Recorder:
                 self.values[name].append(row.of_step(step))
         self._cost, self._before, self._seen = cost, here, []
 
-    def ended(self, answers: EpochSummary) -> None:
+    def ended(self, epoch: EpochSummary) -> None:
         """An epoch has ended."""
         for name, row in self._rows.items():
             if row.of_epoch:
-                self.values[name].append(row.of_epoch(answers))
+                self.values[name].append(row.of_epoch(epoch))
 
     def state(self) -> dict[str, Any]:
         """What was recorded, and what the next step needs."""
@@ -183,7 +183,7 @@ def _share(part: float, whole: float) -> float:
     return 100 * part / whole if whole else math.nan
 
 
-TABLE: Mapping[str, Observable] = {
+OBSERVABLES: Mapping[str, Observable] = {
     "losses": Observable(
         "the loss of each step at the unperturbed weights", of_step=lambda step: step.loss
     ),
@@ -214,13 +214,11 @@ TABLE: Mapping[str, Observable] = {
     "wrong-label-accuracy": Observable(
         "% of the training images with wrong labels that are given those, in each epoch; nan "
         "without noise",
-        of_epoch=lambda answers: _share(answers.wrong_hits, answers.wrong),
+        of_epoch=lambda epoch: _share(epoch.wrong_hits, epoch.wrong),
     ),
     "right-label-accuracy": Observable(
         "% of the training images with right labels that are given those, in each epoch",
-        of_epoch=lambda answers: _share(
-            answers.hits - answers.wrong_hits, answers.images - answers.wrong
-        ),
+        of_epoch=lambda epoch: _share(epoch.hits - epoch.wrong_hits, epoch.images - epoch.wrong),
     ),
 }
 """Every observable by name."""

@@ -23,7 +23,7 @@ class Session:
 
     Fields:
         checkpoints: where; None to keep nothing.
-        crew: whose leader reads and writes; each rank has random numbers of its own.
+        group: whose leader reads and writes; each rank has random numbers of its own.
         streams: the primary batches, and the auxiliary ones if there are any.
     """
 

@@ -27,13 +27,13 @@ def build(
     milestones: Sequence[float] = (),
     gamma: float = 0.1,
 ) -> LRScheduler:
-    """The schedule called `name` in `TABLE`, over `total_steps` steps of `optimizer`.
+    """The schedule called `name` in `SCHEDULES`, over `total_steps` steps of `optimizer`.
 
     In the warm-up of `w` steps the learning rate of step `t`, from 1, is `t / (w + 1)` of the full
     one; then the named schedule starts.
 
     Args:
-        name: a key of `TABLE`.
+        name: a key of `SCHEDULES`.
         optimizer: whose learning rates move.
         total_steps: of the whole training, warm-up included.
         warmup_steps: of these, in which the learning rate rises.
@@ -41,7 +41,7 @@ def build(
         gamma: what "step" multiplies the learning rate by at each milestone.
     """
     marks = [round(share * total_steps) - warmup_steps for share in milestones]
-    main = TABLE[name](optimizer, total_steps - warmup_steps, marks, gamma)
+    main = SCHEDULES[name](optimizer, total_steps - warmup_steps, marks, gamma)
     if not warmup_steps:
         return main
     rise = LinearLR(optimizer, 1 / (warmup_steps + 1), total_iters=warmup_steps)
@@ -67,5 +67,5 @@ def step(optimizer: Optimizer, steps: int, milestones: Sequence[int], gamma: flo
     return MultiStepLR(optimizer, milestones, gamma)
 
 
-TABLE: Mapping[str, Schedule] = {"cosine": cosine, "constant": constant, "step": step}
+SCHEDULES: Mapping[str, Schedule] = {"cosine": cosine, "constant": constant, "step": step}
 """Every schedule by its name in a recipe."""

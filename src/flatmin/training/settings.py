@@ -153,10 +153,10 @@ class Training:
         models.find(self.model)
         for kind, name, known in (
             ("method", self.method, methods.TABLE),
-            ("base optimizer", self.base, bases.TABLE),
-            ("schedule", self.schedule, schedules.TABLE),
+            ("base optimizer", self.base, bases.BASES),
+            ("schedule", self.schedule, schedules.SCHEDULES),
             ("precision", self.precision, PRECISIONS),
-            *(("observable", name, recorder.TABLE) for name in self.observe),
+            *(("observable", name, recorder.OBSERVABLES) for name in self.observe),
         ):
             if name not in known:
                 raise unknown(kind, name, known)

@@ -206,14 +206,15 @@ def images(comparison: Comparison) -> ImageData:
 
 
 def begin(
-    comparison: Comparison, data: ImageData, place: StudyLocation, *, allow_mixed: bool = False
+    comparison: Comparison, data: ImageData, location: StudyLocation, *, allow_mixed: bool = False
 ) -> Outcome:
-    """A comparison with the rows that its place has by now.
+    """A comparison with the rows that are at its location by now.
 
-    Raises InputError where the place cannot be written or belongs to another configuration.
+    Raises InputError where it cannot be written there, or what is there belongs to another
+    configuration.
     """
     store = Store.open(
-        place, identity(comparison, data), comparison.description, allow_mixed=allow_mixed
+        location, identity(comparison, data), comparison.description, allow_mixed=allow_mixed
     )
     return Outcome(comparison, data, store)
 

@@ -40,7 +40,7 @@ class Setting:
 
     Fields:
         position: its label on every axis.
-        contenders: by the label of the method; empty where the runs are another part's.
+        tuned_methods: by the label of the method; empty where the runs are another part's.
         changes: everything that holds for each method, by its label.
     """
 

@@ -131,10 +131,10 @@ class Recipe(RecipeContent):
             for axis, values in self.grid.items():
                 if axis not in number.at and len(values) > 1:
                     raise InputError(f"{where}: no {axis}: give one of {', '.join(values)}")
-            place = (number.method, number.measure or self.measure, *sorted(number.at.items()))
-            if place in seen:
+            cell = (number.method, number.measure or self.measure, *sorted(number.at.items()))
+            if cell in seen:
                 raise InputError(f"{where}: the second number at that position: remove one")
-            seen.add(place)
+            seen.add(cell)
 
 
 def _require_examination(name: str) -> None:
@@ -144,7 +144,7 @@ def _require_examination(name: str) -> None:
     corrupted = ("cifar10-c", "cifar100-c", "imagenet-c")
     if found in corrupted and kind:
         corruptions.parse(what)
-    known = ("", "hub", "digits", *corrupted, *sets.KNOWN)
+    known = ("", "hub", "digits", *corrupted, *sets.NAMED_SETS)
     if found not in known and not files.is_folder(Path(what)) and not files.is_file(Path(what)):
         raise unknown("examination", name, ["top-5", *known[2:]])
 

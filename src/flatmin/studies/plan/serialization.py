@@ -14,7 +14,7 @@ from flatmin.studies.plan.grid import ScaledRecipe
 from flatmin.studies.plan.recipe import Recipe
 from flatmin.training.errors import InputError
 
-Known = Comparison | ScaledRecipe
+StoredPlan = Comparison | ScaledRecipe
 
 
 def described(plan: ScaledRecipe, asked: str = "") -> dict[str, Any]:
@@ -32,7 +32,7 @@ def asked(description: Mapping[str, Any] | None) -> str:
     return str((description or {}).get("asked", ""))
 
 
-def restored(description: Mapping[str, Any]) -> Known:
+def restored(description: Mapping[str, Any]) -> StoredPlan:
     """The plan that was described. Raises InputError for what this version does not know."""
     try:
         content = description["content"]
@@ -46,7 +46,7 @@ def restored(description: Mapping[str, Any]) -> Known:
     raise InputError(f"this flatmin knows no plan of the kind {description['kind']!r}")
 
 
-def named(plan: Known) -> str:
+def named(plan: StoredPlan) -> str:
     """What a reader calls it."""
     if isinstance(plan, Comparison):
         return plan.data

@@ -15,6 +15,7 @@ from flatmin.training.loop import Training
 
 if TYPE_CHECKING:
     from flatmin.studies.store.row import Row
+    from flatmin.studies.store.store import Store
 
 HOLDOUT = 0.1
 """Share of the training images, labels as given, on which candidates are judged."""
@@ -109,6 +110,11 @@ class Plan(Protocol):
     def progress(self, rows: Mapping[str, Row], given_up: frozenset[str]) -> Progress:
         """How far it is; nothing is left once each cell of `plan` has its row or is given up."""
         ...
+
+
+def progress_of(plan: Plan, store: Store) -> Progress:
+    """How far a plan is, by its store as it was last read."""
+    return plan.progress(store.rows, store.given_up)
 
 
 def progress(

@@ -8,6 +8,7 @@ from typing import Any
 
 from flatmin.studies.plan import tuning
 from flatmin.studies.plan.comparison import TUNING_FACTORS, Comparison, Outcome
+from flatmin.studies.plan.tuning import progress_of
 from flatmin.studies.report import html, section
 from flatmin.studies.report.summary import Line, Summary, remarks, verdict
 from flatmin.studies.store import files
@@ -24,7 +25,7 @@ def render(outcome: Outcome, summary: Summary) -> str:
     comparison = outcome.comparison
     said = remarks(comparison, summary)
     rows = outcome.store.rows
-    progress = comparison.progress(rows, frozenset(outcome.store.failures))
+    progress = progress_of(comparison, outcome.store)
     return html.page(
         "compare.html",
         [section.of_summary(comparison, summary, said, rows, progress)],

@@ -15,7 +15,7 @@ from flatmin.studies.plan.comparison import Comparison
 from flatmin.studies.plan.tuning import TunedMethod
 from flatmin.studies.report.runs import Record
 from flatmin.studies.report.section import Section
-from flatmin.studies.report.tables import Cell, Column, Entry
+from flatmin.studies.report.tables import Column, Entry, TableCell
 from flatmin.studies.store.row import Row
 from flatmin.training import Training
 
@@ -66,7 +66,7 @@ def _entry(entry: Entry) -> Iterable[str]:
         yield _cell(cell, mark if index == 0 else "")
 
 
-def _cell(cell: Cell, mark: str) -> str:
+def _cell(cell: TableCell, mark: str) -> str:
     ours = f"{mark}{cell.ours}{mark}" if cell.ours else ""
     return f"{ours} ({cell.paper})".strip() if cell.paper else ours
 

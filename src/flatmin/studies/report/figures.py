@@ -45,9 +45,9 @@ def figures(
     axes: Mapping[str, Sequence[str]],
     measure: str,
     first: str,
-    beside: bool,
+    comparable: bool,
 ) -> list[Figure]:
-    """The plots for which there is something to draw; `beside` as in `data`."""
+    """The plots for which there is something to draw; `comparable` as in `data`."""
     named = heading(measure)
     lines = [line for block in blocks for line in block.summary.lines]
     ring = "; ring: the paper" if any(block.printed for block in blocks) else ""
@@ -57,7 +57,7 @@ def figures(
             Figure(
                 "across",
                 f"{named.title} over the settings",
-                f"{named.unit}; bar: ± sd{ring if beside else ''}",
+                f"{named.unit}; bar: ± sd{ring if comparable else ''}",
                 f"{named.title} of each method in each setting; the numbers are in the table",
                 wide=True,
             )
@@ -92,9 +92,9 @@ def data(
     methods: Sequence[str],
     measure: str,
     first: str,
-    beside: bool,
+    comparable: bool,
 ) -> dict[str, Any]:
-    """What the plots show; `beside` says whether values may stand beside the paper's."""
+    """What the plots show; `comparable` says whether values may stand beside the paper's."""
     return {
         "first": first,
         "unit": heading(measure).unit,
@@ -105,7 +105,7 @@ def data(
                 "labels": [block.position[axis] for axis in axes],
                 "commonCost": block.summary.common_cost,
                 "lines": [
-                    _line(block, line, methods.index(line.title), beside)
+                    _line(block, line, methods.index(line.title), comparable)
                     for line in block.summary.lines
                 ],
             }
@@ -114,9 +114,9 @@ def data(
     }
 
 
-def _line(block: PaperTable, line: Line, method: int, beside: bool) -> dict[str, Any]:
+def _line(block: PaperTable, line: Line, method: int, comparable: bool) -> dict[str, Any]:
     rows = [line.rows[seed] for seed in sorted(line.rows)]
-    printed = block.paper(line) if beside else None
+    printed = block.paper(line) if comparable else None
     return {
         "method": method,
         "value": _spread(line.value),
@@ -191,7 +191,7 @@ def _curve(name: str, x: str) -> Figure:
 
 
 def _observed(name: str) -> tuple[str, str]:
-    known = recorder.TABLE.get(name.partition(":")[2])
+    known = recorder.OBSERVABLES.get(name.partition(":")[2])
     return heading(name).title, known.sentence if known else ""
 
 

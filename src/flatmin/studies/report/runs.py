@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from flatmin.studies.plan import serialization
-from flatmin.studies.plan.serialization import Known
+from flatmin.studies.plan.serialization import StoredPlan
 from flatmin.studies.plan.tuning import Progress
 from flatmin.studies.store import database, files
 from flatmin.studies.store.location import StudyLocation
@@ -38,7 +38,7 @@ class Record:
     """
 
     where: str
-    plan: Known
+    plan: StoredPlan
     rows: Mapping[str, Row]
     failures: tuple[Failed, ...] = ()
     running: int = 0
@@ -51,19 +51,19 @@ class Record:
         return self.plan.progress(self.rows, given_up)
 
     @classmethod
-    def of(cls, store: Store, plan: Known) -> Record:
+    def of(cls, store: Store, plan: StoredPlan) -> Record:
         """Of a store as it was last read."""
         failures = tuple(store.failures.values())
         asked = serialization.asked(store.plan)
-        return cls(str(store.place), plan, store.rows, failures, len(store.running), asked)
+        return cls(str(store.location), plan, store.rows, failures, len(store.running), asked)
 
 
-def records(places: Sequence[str]) -> list[Record]:
-    """What is in `places`, in their order: folders of runs, folders that hold such, URLs.
+def records(given: Sequence[str]) -> list[Record]:
+    """What is in `given`, in their order: folders of runs, folders that hold such, URLs.
 
     Raises InputError where there is no run, or none of them has a finished row.
     """
-    paths = dict.fromkeys(path for place in places for path in _runs(place))
+    paths = dict.fromkeys(path for where in given for path in _runs(where))
     found = [_read(path) for path in paths]
     if not any(record.rows for record in found):
         one = found[0].where if len(found) == 1 else f"any of the {len(found)} runs"
@@ -73,26 +73,26 @@ def records(places: Sequence[str]) -> list[Record]:
     return found
 
 
-def folder(places: Sequence[str]) -> Path:
-    """Where a report on `places` is put: in the only folder, or else in the current one."""
-    if len(places) > 1 or "://" in places[0]:
+def folder(given: Sequence[str]) -> Path:
+    """Where a report on `given` is put: in the only folder, or else in the current one."""
+    if len(given) > 1 or "://" in given[0]:
         return Path()
-    given = Path(places[0])
-    return given if files.is_folder(given) else given.parent
+    only = Path(given[0])
+    return only if files.is_folder(only) else only.parent
 
 
-def _runs(place: str) -> Iterator[str]:
-    if "://" in place:
-        yield place
+def _runs(where: str) -> Iterator[str]:
+    if "://" in where:
+        yield where
         return
-    top = Path(place)
+    top = Path(where)
     if top.name in _MARKS and files.is_file(top):
         top = top.parent
     if not files.is_folder(top):
-        raise InputError(f"there is no folder {place}: give that of a run, or one that holds runs")
+        raise InputError(f"there is no folder {where}: give that of a run, or one that holds runs")
     found = sorted(_below(top), key=_naturally)
     if not found:
-        raise InputError(f"no run in {place}: `flatmin run` and `flatmin compare` make some")
+        raise InputError(f"no run in {where}: `flatmin run` and `flatmin compare` make some")
     yield from map(str, found)
 
 
@@ -115,13 +115,15 @@ def _read(path: str) -> Record:
     exported = Path(path) / "results.json"
     if "://" not in path and not any(files.is_file(Path(path) / mark) for mark in _MARKS[:2]):
         return _exported(exported)
-    place = StudyLocation.of(path)
+    location = StudyLocation.of(path)
     try:
-        with database.readable(place) as there:
+        with database.readable(location) as there:
             store = Store.join(there, allow_mixed=True)
-            return replace(Record.of(store, serialization.restored(store.plan)), where=str(place))
+            return replace(
+                Record.of(store, serialization.restored(store.plan)), where=str(location)
+            )
     except InputError:
-        if database.writable(place) or not files.is_file(exported):
+        if database.writable(location) or not files.is_file(exported):
             raise
         return _exported(exported)
 

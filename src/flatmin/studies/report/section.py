@@ -15,7 +15,7 @@ from flatmin.studies.plan.recipe import papers
 from flatmin.studies.plan.schema import Changes
 from flatmin.studies.plan.tuning import Progress
 from flatmin.studies.report import figures, status, summary, tables, text
-from flatmin.studies.report import paper as beside
+from flatmin.studies.report import paper as with_paper
 from flatmin.studies.report.figures import Figure
 from flatmin.studies.report.measures import heading
 from flatmin.studies.report.paper import PaperTable
@@ -116,7 +116,7 @@ def of_summary(
         first=found.first,
         sam=None,
         costs=tuple(name for name in tables.COSTS if name != "passes"),
-        beside=False,
+        comparable=False,
         runs=False,
         rho="tuned" if comparison.tune else "given" if comparison.rho else "default",
     )
@@ -137,8 +137,8 @@ def of_summary(
         methods=titles,
         axes={},
         table=tables.table(layout, blocks),
-        figures=figures.figures(blocks, {}, "accuracy", found.first, beside=False),
-        data=figures.data(blocks, {}, titles, "accuracy", found.first, beside=False),
+        figures=figures.figures(blocks, {}, "accuracy", found.first, comparable=False),
+        data=figures.data(blocks, {}, titles, "accuracy", found.first, comparable=False),
         paper=False,
         tuned=comparison.tune is not None,
         command=command(comparison),
@@ -166,7 +166,7 @@ def _subject(comparison: Comparison) -> str:
 
 def _of_recipe(plan: ScaledRecipe, record: Record) -> Section:
     recipe = plan.recipe
-    blocks = beside.blocks(plan, record.rows)
+    blocks = with_paper.blocks(plan, record.rows)
     axes = {axis: tuple(values) for axis, values in plan.grid.items() if len(values) > 1}
     methods = tuple(plan.methods)
     first = methods[0]
@@ -178,7 +178,7 @@ def _of_recipe(plan: ScaledRecipe, record: Record) -> Section:
         first=first if len(methods) > 1 else None,
         sam=next((block.sam for block in blocks if block.sam), None),
         costs=tuple(name for name in tables.COSTS if name != "seconds_per_epoch"),
-        beside=full and paper,
+        comparable=full and paper,
         runs=True,
         rho="tuned" if plan.tune else "as set",
     )
@@ -210,7 +210,7 @@ def _judge(plan: ScaledRecipe, blocks: Sequence[PaperTable]) -> Verdict | None:
     """What the recipe's table means; None where it does not rank the methods."""
     if not any(block.summary.lines for block in blocks):
         return _NOTHING
-    return beside.verdict(blocks) if heading(plan.recipe.measure).accuracy else None
+    return with_paper.verdict(blocks) if heading(plan.recipe.measure).accuracy else None
 
 
 def _source(folder: str) -> str:

@@ -12,14 +12,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from flatmin import methods
-from flatmin.studies.plan.tuning import Plan
+from flatmin.studies.plan.tuning import Plan, progress_of
 from flatmin.studies.store.files import finite
 from flatmin.studies.store.store import Running, Store
 from flatmin.training.loop import Training
 
 
 @dataclass(frozen=True)
-class Cell:
+class CellStatus:
     """A cell at work.
 
     Fields:
@@ -40,7 +40,7 @@ class Cell:
     worker: str
 
     @classmethod
-    def of(cls, running: Running) -> Cell:
+    def of(cls, running: Running) -> CellStatus:
         training, progress = running.training, running.progress
         further = training.epochs - progress.epoch
         return cls(
@@ -56,7 +56,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Count:
+class MethodCounts:
     """Cells of one method, those known by now: tuning chooses the rest."""
 
     method: str
@@ -82,8 +82,8 @@ class Status:
     running: int
     waiting: int
     failed: int
-    methods: tuple[Count, ...]
-    cells: tuple[Cell, ...]
+    methods: tuple[MethodCounts, ...]
+    cells: tuple[CellStatus, ...]
     failures: tuple[str, ...]
     left: float
 
@@ -91,7 +91,7 @@ class Status:
     def of(cls, store: Store, plan: Plan) -> Status:
         """Of the store as it was last read."""
         running = {cell.key: cell for cell in store.running.values()}
-        progress = plan.progress(store.rows, frozenset(store.failures))
+        progress = progress_of(plan, store)
         waiting = max(0, progress.left - len(running))
         return cls(
             done=progress.done,
@@ -99,7 +99,7 @@ class Status:
             waiting=waiting,
             failed=progress.failed,
             methods=tuple(_counts(store, plan, running)),
-            cells=tuple(Cell.of(cell) for cell in running.values()),
+            cells=tuple(CellStatus.of(cell) for cell in running.values()),
             failures=tuple(
                 f"{described(failure.training)}: {failure.reason}"
                 for failure in store.failures.values()
@@ -150,8 +150,8 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _counts(store: Store, plan: Plan, at_work: Collection[str]) -> list[Count]:
-    cells = list(plan.plan(store.rows, frozenset(store.failures)))
+def _counts(store: Store, plan: Plan, at_work: Collection[str]) -> list[MethodCounts]:
+    cells = list(plan.plan(store.rows, store.given_up))
 
     def counted(keys: Collection[str]) -> Counter[str]:
         return Counter(cell.method for cell in cells if cell.key in keys)
@@ -160,7 +160,7 @@ def _counts(store: Store, plan: Plan, at_work: Collection[str]) -> list[Count]:
     known = Counter(cell.method for cell in cells)
     waiting = known - done - running - failed
     return [
-        Count(method, done[method], running[method], waiting[method], failed[method])
+        MethodCounts(method, done[method], running[method], waiting[method], failed[method])
         for method in known
     ]
 

@@ -24,7 +24,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """Ours, and beneath it the paper's; both may be empty."""
 
     ours: str
@@ -44,7 +44,7 @@ class Entry:
 
     title: str
     rank: str
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
     troubles: tuple[str, ...]
 
 
@@ -73,7 +73,7 @@ class Layout:
         axes: those with several labels.
         first, sam: methods to which differences are taken; None for none.
         costs: which of `COSTS` to show.
-        beside: whether our values are as comparable to the paper's as their difference is.
+        comparable: whether our values are as comparable to the paper's as their difference is.
         runs: whether to say how many runs there are.
         rho: how the radii came about.
     """
@@ -83,7 +83,7 @@ class Layout:
     first: str | None
     sam: str | None
     costs: tuple[str, ...]
-    beside: bool
+    comparable: bool
     runs: bool
     rho: str
 
@@ -131,7 +131,7 @@ def _columns(layout: Layout, costs: Sequence[float]) -> Iterable[Column]:
     yield Column(first.title, f"{first.unit}, mean ± sd")
     if layout.runs:
         yield Column("Runs")
-    if layout.beside:
+    if layout.comparable:
         yield Column("Ours − paper")
     for other in layout.others:
         yield Column(f"Difference to {other}", points)
@@ -168,31 +168,31 @@ def _rank(summary: Summary, line: Line) -> str:
     return "level" if line in summary.rivals else ""
 
 
-def _cells(layout: Layout, block: PaperTable, line: Line) -> Iterable[Cell]:
+def _cells(layout: Layout, block: PaperTable, line: Line) -> Iterable[TableCell]:
     printed = block.paper(line)
     digits = heading(line.measure).digits
-    yield Cell(text.spread(line.value, digits), text.printed(printed) if printed else "")
+    yield TableCell(text.spread(line.value, digits), text.printed(printed) if printed else "")
     if layout.runs:
         done, asked = line.value.n, line.asked
-        yield Cell(f"{done}" if done == asked else f"{done} of {asked}")
-    if layout.beside:
-        yield Cell(text.signed(line.value.mean - printed.mean, digits) if printed else "")
+        yield TableCell(f"{done}" if done == asked else f"{done} of {asked}")
+    if layout.comparable:
+        yield TableCell(text.signed(line.value.mean - printed.mean, digits) if printed else "")
     for other in layout.others:
         lead, theirs = block.lead(line, other), block.lead_in_paper(line, other)
-        yield Cell(
+        yield TableCell(
             text.difference(lead) if lead else "",
             "" if theirs is None else text.signed(theirs),
         )
     if layout.equal_cost:
-        yield Cell(text.spread(line.at_equal_cost))
+        yield TableCell(text.spread(line.at_equal_cost))
     for measure in layout.further:
         yield _measured(layout, block, line, measure)
-    yield Cell(_radius(line))
+    yield TableCell(_radius(line))
     for measure in layout.last:
         yield _measured(layout, block, line, measure)
 
 
-def _measured(layout: Layout, block: PaperTable, line: Line, measure: str) -> Cell:
+def _measured(layout: Layout, block: PaperTable, line: Line, measure: str) -> TableCell:
     """With its spread where the table is about it, and where there is one; else the mean alone."""
     printed = block.paper(line, measure)
     digits = heading(measure).digits
@@ -201,7 +201,7 @@ def _measured(layout: Layout, block: PaperTable, line: Line, measure: str) -> Ce
     ours = line.spread(measure)
     told = measure in layout.measures and round(ours.sd, digits) > 0
     shown = text.spread(ours, digits) if told else text.number(ours.mean, digits)
-    return Cell(shown, text.printed(printed) if printed else "")
+    return TableCell(shown, text.printed(printed) if printed else "")
 
 
 def _radius(line: Line) -> str:

@@ -106,7 +106,7 @@ def failed(failure: Failed) -> str:
     return f"failed: {described(failure.training)}: {failure.reason}"
 
 
-def show(outcome: Outcome, summary: Summary, page: Path) -> None:
+def print_comparison(outcome: Outcome, summary: Summary, page: Path) -> None:
     """Print the table, the verdict and where the report is."""
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     results: Columns = {
@@ -134,7 +134,7 @@ def show(outcome: Outcome, summary: Summary, page: Path) -> None:
     console.print(f"\n{page}", markup=False, soft_wrap=True)
 
 
-def beside(plan: ScaledRecipe, store: Store, page: Path) -> None:
+def print_recipe(plan: ScaledRecipe, store: Store, page: Path) -> None:
     """Print what a recipe has given beside what its paper prints."""
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     recipe = plan.recipe

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from flatmin.studies.plan.tuning import Plan, Progress
+from flatmin.studies.plan.tuning import Plan, Progress, progress_of
 from flatmin.studies.run.worker import CellTrainer, work
 from flatmin.studies.store import provenance
 from flatmin.studies.store.location import StudyLocation
@@ -45,14 +45,14 @@ def run(
     """
     team: list[_Member] = []
     deaths, progress = 0, -1
-    tallied = _Reported(plan, store)
+    reported = _Reported(plan, store)
     if tick is not None:
-        tick(store, tallied.now)
-    count = min(count, tallied.now.left)
+        tick(store, reported.now)
+    count = min(count, reported.now.left)
     if count:
         _await_server()
     try:
-        team.extend(_Member(store.place, plan, trainer, index) for index in range(count))
+        team.extend(_Member(store.location, plan, trainer, index) for index in range(count))
         while team:
             ready = wait([member.process.sentinel for member in team], timeout=pause)
             store.refresh()
@@ -67,10 +67,10 @@ def run(
                 if deaths > _HOPELESS * count:
                     raise InputError(f"every worker dies ({ended}): see what it says above")
                 member.bury(store, ended)
-                team.append(_Member(store.place, plan, trainer, member.index))
+                team.append(_Member(store.location, plan, trainer, member.index))
             if tick is not None:
-                tallied.renew(store)
-                tick(store, tallied.now)
+                reported.renew(store)
+                tick(store, reported.now)
     finally:
         for member in team:
             member.stop()
@@ -111,10 +111,10 @@ class _Reported:
         self.renew(store)
 
     def renew(self, store: Store) -> None:
-        news, start = (len(store.rows), frozenset(store.failures)), time.monotonic()
+        news, start = (len(store.rows), store.given_up), time.monotonic()
         if news == self._news or start < self._next:
             return
-        self.now = self._plan.progress(store.rows, frozenset(store.failures))
+        self.now = progress_of(self._plan, store)
         self._news = news
         self._next = start + 20 * (time.monotonic() - start)
 
@@ -122,12 +122,14 @@ class _Reported:
 class _Member:
     """The parent's side of one worker."""
 
-    def __init__(self, place: StudyLocation, plan: Plan, trainer: CellTrainer, index: int) -> None:
+    def __init__(
+        self, location: StudyLocation, plan: Plan, trainer: CellTrainer, index: int
+    ) -> None:
         with _interrupts_ignored():  # the server is born with what its parent ignores
             context = _context()
         self.index = index
         self._pipe, theirs = context.Pipe()
-        arguments = (theirs, place, plan, trainer, index)
+        arguments = (theirs, location, plan, trainer, index)
         self.process = context.Process(target=_work, args=arguments, daemon=True)
         with _interrupts_ignored():  # a child is born with what its parent ignores
             self.process.start()
@@ -207,7 +209,11 @@ def _interrupts_ignored() -> Generator[None, None, None]:
 
 
 def _work(
-    pipe: Connection[Any, Any], place: StudyLocation, plan: Plan, trainer: CellTrainer, index: int
+    pipe: Connection[Any, Any],
+    location: StudyLocation,
+    plan: Plan,
+    trainer: CellTrainer,
+    index: int,
 ) -> None:
     """The child's side. Any number of children gives the same rows: each has one thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
@@ -216,7 +222,7 @@ def _work(
     torch.set_num_threads(1)
     _share_devices(index)
     try:
-        work(Store.join(place, allow_mixed=True), plan, trainer)
+        work(Store.join(location, allow_mixed=True), plan, trainer)
     except InputError as error:
         pipe.send(str(error))
         sys.exit(2)

@@ -31,7 +31,7 @@ def several() -> bool:
 
 
 def together(trainer: CellTrainer, lead: Callable[[CellTrainer], None]) -> None:
-    """Call `lead` in the first process, with a craft that all processes do together."""
+    """Call `lead` in the first process, with a trainer that all processes do together."""
     with started():
         group = dist.new_group(backend="gloo", timeout=_IDLE)
         if dist.get_rank() == 0:
@@ -51,7 +51,7 @@ def _follow(trainer: CellTrainer, training: Training) -> None:
 
 @dataclass(frozen=True)
 class _Shared:
-    """A craft whose cells the other processes do as well."""
+    """A trainer whose cells the other processes do as well."""
 
     trainer: CellTrainer
     group: Any

@@ -37,16 +37,16 @@ class Trainer:
 
     @classmethod
     def at(
-        cls, place: StudyLocation, *, checkpoints: str | None = None, tensorboard: bool = False
+        cls, location: StudyLocation, *, checkpoints: str | None = None, tensorboard: bool = False
     ) -> Trainer:
-        """One that leaves in the folder of `place` what does not go elsewhere.
+        """One that leaves in the folder of `location` what does not go elsewhere.
 
-        Whoever names a place for checkpoints gets them of every cell.
+        Whoever says where checkpoints go gets them of every cell.
         """
-        folder = place.folder
-        beside = None if folder is None else str(folder / "checkpoints")
+        folder = location.folder
+        usual = None if folder is None else str(folder / "checkpoints")
         live = folder / "tensorboard" if tensorboard and folder is not None else None
-        return cls(checkpoints or beside, checkpoints is not None, live)
+        return cls(checkpoints or usual, checkpoints is not None, live)
 
     def do(self, training: Training, watch: Watch) -> Row:
         """Train, from the newest checkpoint if there is one."""

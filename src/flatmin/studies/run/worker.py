@@ -28,9 +28,11 @@ SILENCE_SECONDS = 60.0
 """Seconds without a sign of life after which a worker is held to be dead."""
 
 HEARTBEAT_SECONDS = 10.0
-"""Seconds between two signs of life at most; `TICK_SECONDS` between two that tell something new."""
+"""Seconds between two signs of life at most; several fit into `SILENCE_SECONDS`, since one may find
+the database busy."""
 
 TICK_SECONDS = 1.0
+"""Seconds between two signs of life that tell something new, at least."""
 
 
 class CellTrainer(Protocol):
@@ -59,7 +61,7 @@ def work(
     with Heartbeat() as heartbeat:
         while True:
             store.refresh()
-            leases.over(store)
+            leases.over(store)  # before asking what is free: a dead worker's cell is
             training = queue.next(store)
             if training is not None:
                 wait.over()
@@ -67,7 +69,7 @@ def work(
                 queue.taken(claim is not None)
                 if claim is not None:
                     _do(claim, trainer, heartbeat)
-            elif store.running:
+            elif store.running:  # and may be left behind, or decide what tuning asks for next
                 wait.on()
             else:
                 return
@@ -76,6 +78,7 @@ def work(
 def _alone(store: Store, leases: Leases) -> None:
     """Before the first word in a file, listen for workers elsewhere who write to it."""
     store.refresh()
+    # Who lives says something within this time; a cell that a dead machine has left stays silent.
     until = time.monotonic() + HEARTBEAT_SECONDS + 2 * TICK_SECONDS
     while store.from_elsewhere and time.monotonic() < until:
         leases.over(store)
@@ -89,24 +92,31 @@ def _do(claim: Claim, trainer: CellTrainer, heartbeat: Heartbeat) -> None:
             with heartbeat.beating(claim) as watch:
                 row = trainer.do(claim.training, watch)
         except ClaimLost:
-            raise
+            raise  # not a failure of the cell: it is somebody else's by now
         except Exception as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                # Withdrawn, not failed: it is as good as it was, and any other would fail too.
                 claim.withdraw()
+                full = error.filename or claim.store.location
                 raise InputError(
-                    f"the disk of {error.filename or claim.store.place} is full: free some space, "
-                    f"and the same command goes on"
+                    f"the disk of {full} is full: free some space, and the same command goes on"
                 ) from error
             said = str(error).strip().splitlines()
             reason = ": ".join([type(error).__name__, *said[:1]])
             claim.fail(reason, traceback.format_exc())
             return
+        # In this order: until the row is kept, its checkpoints are all there is; and where the
+        # claim is lost, they are those of whoever has it now.
         claim.finish(row)
         trainer.clear(claim.training)
 
 
 class CellQueue:
-    """What a worker may take up next."""
+    """What a worker may take up next.
+
+    A plan of 10⁵ cells takes seconds to work out: it is asked again only when its answer may be
+    another one.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -120,18 +130,19 @@ class CellQueue:
         settled = (store.rows, store.failures, taken)
         while True:
             while self._left:
-                # the plan's order is kept but for a few places: see `taken`
+                # Workers with the same rows have the same queue, and would all claim its first
+                # cell. So the plan's order is kept but for a few cells: see `taken`.
                 at = len(self._left) - 1 - random.randrange(min(self._reach, len(self._left)))
                 training = self._left.pop(at)
                 if not any(training.key in each for each in settled):
                     return training
-            known = (len(store.rows), frozenset(store.failures), frozenset(taken))
+            known = (len(store.rows), store.given_up, frozenset(taken))
             if known == self._known:
                 return None
             self._known = known
-            cells = self._plan.plan(store.rows, frozenset(store.failures))
+            cells = self._plan.plan(store.rows, store.given_up)
             free = [c for c in cells if not any(c.key in each for each in settled)]
-            self._left = free[::-1]
+            self._left = free[::-1]  # the next is the last, which a list gives up at no cost
 
     def taken(self, ours: bool) -> None:
         """Whether the cell became ours; workers that collide spread out."""
@@ -139,7 +150,11 @@ class CellQueue:
 
 
 class Leases:
-    """Notices cells whose worker is dead, by this process's own clock alone."""
+    """Notices cells whose worker is dead, by this process's own clock alone.
+
+    Clocks of machines differ by minutes. So workers count and send no times, and silence begins
+    when this process has first seen a count.
+    """
 
     def __init__(self, patience: float) -> None:
         self._patience = patience
@@ -150,11 +165,12 @@ class Leases:
 
         Raises InputError where one lives that must not: SQLite's locks are in one system's memory.
         """
+        # A count that rises between two looks is of somebody alive; one that stands says nothing.
         for number in store.from_elsewhere & self._heard.keys():
             cell = store.running[number]
             if cell.progress.count != self._heard[number][0]:
                 raise InputError(
-                    f"{cell.owner} writes to {store.place.file} as well, and SQLite serves one "
+                    f"{cell.owner} writes to {store.location.file} as well, and SQLite serves one "
                     f"machine: stop one of them, or begin anew with --storage postgresql://..."
                 )
         now = time.monotonic()
@@ -170,14 +186,17 @@ class Leases:
 
 
 class Heartbeat:
-    """Shows signs of life from a thread of its own, so that training waits for no database."""
+    """Shows signs of life from a thread of its own, so that training waits for no database.
+
+    The threads share three fields and no lock: each is set in one assignment, and read once.
+    """
 
     def __init__(self) -> None:
         self._claim: Claim | None = None
         self._progress = CellProgress()
         self._lost = False
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True, name="heart")
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
 
     def __enter__(self) -> Heartbeat:
         self._thread.start()
@@ -191,9 +210,10 @@ class Heartbeat:
     def beating(self, claim: Claim) -> Generator[Watch, None, None]:
         """Speak for `claim` until left; what is told to the yielded function is told to all.
 
-        That function raises Lost once the cell belongs to somebody else.
+        That function raises ClaimLost once the cell belongs to somebody else.
         """
         start = time.monotonic()
+        # The claim last: with it in place, the other thread may speak at once.
         self._progress, self._lost = CellProgress(), False
         self._claim = claim
 
@@ -211,6 +231,8 @@ class Heartbeat:
     def _beat(self) -> None:
         said, count, last = None, 0, time.monotonic()
         while not self._stopped.wait(TICK_SECONDS):
+            # The claim first: progress may then be that of a later claim, which is told to a trial
+            # that has ended and refused; never that of an earlier one.
             claim, progress = self._claim, self._progress
             news = progress is not said or time.monotonic() - last > HEARTBEAT_SECONDS
             if claim is None or not news:
@@ -220,6 +242,7 @@ class Heartbeat:
                 claim.say(replace(progress, count=count))
                 said, last = progress, time.monotonic()
             except ClaimLost:
+                # The cell may have finished while this was said: nothing is lost then.
                 self._lost = claim is self._claim
             except InputError:
                 pass  # the database may answer again before the run ends; if not, that is told

@@ -28,7 +28,7 @@ class StudyLocation:
 
     @classmethod
     def new(cls, folder: Path, url: str | None = None, study: str | None = None) -> StudyLocation:
-        """The place of a run in `folder`, which is made; in the database at `url` if given.
+        """The location of a run in `folder`, which is made; in the database at `url` if given.
 
         `study` names it there; default the name after a # in `url`, or else the folder's.
 
@@ -38,14 +38,14 @@ class StudyLocation:
         if url is None:
             return cls(folder)
         address, _, name = url.partition("#")
-        place = cls(folder, _checked(address), name or study or folder.resolve().name)
-        pointer = {"storage": _without_password(address), "study": place.study}
+        location = cls(folder, _checked(address), name or study or folder.resolve().name)
+        pointer = {"storage": _without_password(address), "study": location.study}
         files.write(folder / _POINTER, json.dumps(pointer) + "\n")
-        return place
+        return location
 
     @classmethod
     def of(cls, text: str) -> StudyLocation:
-        """The place of a run that is there: its folder, or a URL, `#` and the study's name.
+        """The location of a run that is there: its folder, or a URL, `#` and the study's name.
 
         Raises InputError if there is none.
         """

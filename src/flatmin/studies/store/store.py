@@ -87,15 +87,15 @@ class Store:
     """The rows of one run, in memory and in its database.
 
     Fields:
-        place: where the database is.
+        location: where the database is.
         identity: what must agree for rows to stand in one table.
         rows: by key, as of the last `refresh`.
         running: the cells at work, by trial number.
         failures: the cells given up, by key.
     """
 
-    def __init__(self, place: StudyLocation, storage: BaseStorage, study: int) -> None:
-        self.place = place
+    def __init__(self, location: StudyLocation, storage: BaseStorage, study: int) -> None:
+        self.location = location
         self.rows: dict[str, Row] = {}
         self.running: dict[int, Running] = {}
         self.failures: dict[str, Failed] = {}
@@ -111,46 +111,48 @@ class Store:
     @classmethod
     def open(
         cls,
-        place: StudyLocation | Path,
+        location: StudyLocation | Path,
         identity: Mapping[str, Any],
         plan: Mapping[str, Any] | None = None,
         *,
         allow_mixed: bool = False,
     ) -> Store:
-        """The store at `place`, made if need be; with its rows if it has the same `identity`.
+        """The store at `location`, made if need be; with its rows if it has the same `identity`.
 
         `plan` is what a worker elsewhere needs to know which cells there are. Raises InputError if
         the database cannot be written, is none of ours, of another version of it, of another
         identity (the message names the keys that differ) or, unless `allow_mixed`, of other code.
         """
-        place = place if isinstance(place, StudyLocation) else StudyLocation.new(place)
+        location = location if isinstance(location, StudyLocation) else StudyLocation.new(location)
         ours = json.loads(as_json(identity))
         content = {
             "schema": database.SCHEMA_VERSION,
             "identity": ours,
             "plan": None if plan is None else json.loads(json.dumps(plan)),
             "source": {"digest": provenance.digest(), "commit": provenance.commit()},
-            "retried": -1,
+            "retried": -1,  # the last: see `database._fill`
         }
-        with database.told(place):
-            if place.file is not None:
-                database.prepare_file(place.file, content)
+        with database.told(location):
+            if location.file is not None:
+                database.prepare_file(location.file, content)
             else:
-                database.prepare_server(place, content)
-        store = cls.join(place, allow_mixed=allow_mixed)
-        database.same(ours, store.identity, place)
+                database.prepare_server(location, content)
+        store = cls.join(location, allow_mixed=allow_mixed)
+        database.same(ours, store.identity, location)
         store._describe(content["plan"])
         return store
 
     @classmethod
-    def join(cls, place: StudyLocation, *, allow_mixed: bool = False) -> Store:
-        """The store that is at `place`. Raises InputError as `open` does."""
-        with database.told(place):
-            if place.file is not None:
-                database.inspect(place.file)
-            made = database.backend(place)
+    def join(cls, location: StudyLocation, *, allow_mixed: bool = False) -> Store:
+        """The store that is at `location`. Raises InputError as `open` does."""
+        with database.told(location):
+            if location.file is not None:
+                database.inspect(location.file)
+            made = database.backend(location)
             try:
-                store = cls(place, get_storage(made), database.study_at(made, place, allow_mixed))
+                store = cls(
+                    location, get_storage(made), database.study_at(made, location, allow_mixed)
+                )
             except BaseException:
                 made.engine.dispose()
                 raise
@@ -161,9 +163,9 @@ class Store:
     @property
     def folder(self) -> Path:
         """For what is written beside the database."""
-        if self.place.folder is None:
-            raise InputError(f"{self.place} has no folder here: give one by --out")
-        return self.place.folder
+        if self.location.folder is None:
+            raise InputError(f"{self.location} has no folder here: give one by --out")
+        return self.location.folder
 
     @property
     def plan(self) -> Any:
@@ -173,13 +175,13 @@ class Store:
     def _describe(self, plan: Any) -> None:
         """Keep how the plan is described by now: titles may change while its runs stay."""
         if plan is not None and plan != self.plan:
-            with database.told(self.place):
+            with database.told(self.location):
                 self._storage.set_study_user_attr(self._study, "plan", plan)
             self._attributes["plan"] = plan
 
     def refresh(self) -> None:
         """Learn what has happened since the last time."""
-        with database.told(self.place), database.reading():
+        with database.told(self.location), database.reading():
             trials = self._storage.get_all_trials(self._study, deepcopy=False)
         self.running = {}
         late = False
@@ -192,14 +194,19 @@ class Store:
                 late |= trial.number < self._last
                 self._last = max(self._last, trial.number)
                 self._read.add(trial.number)
-                self._settle(trial)
+                self._conclude(trial)
         if late:  # rows stand in the order in which they were begun, whoever reads them when
             self.rows = dict(sorted(self.rows.items(), key=lambda item: self._numbers[item[0]]))
 
     @property
+    def given_up(self) -> frozenset[str]:
+        """The keys of the cells given up."""
+        return frozenset(self.failures)
+
+    @property
     def from_elsewhere(self) -> set[int]:
         """Of the cells at work, those of other systems that share this one's SQLite file."""
-        if self.place.file is None:
+        if self.location.file is None:
             return set()
         return {number for number, cell in self.running.items() if cell.owner.elsewhere}
 
@@ -208,7 +215,7 @@ class Store:
         key = training.key
         taken = {"key": key, "training": asdict(training), "owner": asdict(owner)}
         template = create_trial(state=TrialState.RUNNING, user_attrs={"cell": taken})
-        with database.told(self.place):
+        with database.told(self.location):
             self._storage.create_new_trial(self._study, template)
         self.refresh()
         same = [it for it in self.running.values() if it.key == key]
@@ -236,31 +243,31 @@ class Store:
 
     def retry(self) -> None:
         """Let the cells that have been given up so far be tried again."""
-        with database.told(self.place):
+        with database.told(self.location):
             self._storage.set_study_user_attr(self._study, "retried", self._last)
         self._attributes["retried"] = self._last
         self.failures.clear()
         self._deaths.clear()
 
     def end(self, number: int, how: str, reason: str = "", details: str = "") -> None:
-        """Mark a trial as failed; raises Lost if it has ended already."""
-        with database.told(self.place), database.unless_lost():
+        """Mark a trial as failed; raises ClaimLost if it has ended already."""
+        with database.told(self.location), database.unless_lost():
             trial = self._trial(number)
             ended = {"how": how, "reason": reason, "details": details}
             self._storage.set_trial_user_attr(trial, "ended", ended)
             self._storage.set_trial_state_values(trial, TrialState.FAIL)
 
     def say(self, number: int, progress: CellProgress) -> None:
-        """Show a sign of life; raises Lost if the cell belongs to somebody else by now."""
-        with database.told(self.place), database.unless_lost():
+        """Show a sign of life; raises ClaimLost if the cell is somebody else's."""
+        with database.told(self.location), database.unless_lost():
             trial = self._trial(number)
             self._storage.set_trial_user_attr(trial, "pulse", finite(asdict(progress)))
             if progress.accuracy is not None:
                 self._storage.set_trial_intermediate_value(trial, progress.epoch, progress.accuracy)
 
     def keep(self, number: int, row: Row) -> None:
-        """Finish a trial by its row; raises Lost if the cell belongs to somebody else by now."""
-        with database.told(self.place), database.unless_lost():
+        """Finish a trial by its row; raises ClaimLost if the cell is somebody else's."""
+        with database.told(self.location), database.unless_lost():
             trial = self._trial(number)
             self._storage.set_trial_user_attr(trial, "row", row.model_dump())
             self._storage.set_trial_state_values(trial, TrialState.COMPLETE, [row.accuracy])
@@ -276,7 +283,7 @@ class Store:
     def _trial(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._study, number)
 
-    def _settle(self, trial: FrozenTrial) -> None:
+    def _conclude(self, trial: FrozenTrial) -> None:
         """Make of a finished trial a row, or a failure if the cell is not to be tried again."""
         cell = trial.user_attrs["cell"]
         key = cell["key"]
@@ -284,7 +291,7 @@ class Store:
             try:
                 self.rows[key] = Row.model_validate(trial.user_attrs["row"])
             except (ValidationError, KeyError):
-                raise database.foreign(self.place) from None
+                raise database.foreign(self.location) from None
             self._numbers[key] = trial.number
             self.failures.pop(key, None)
             return

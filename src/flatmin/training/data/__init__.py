@@ -3,5 +3,5 @@
 `images.load` is where to start: it finds a set by name or folder (`sets`, `folders`, `parquet`,
 `archives`), decodes it once (`decoding`) or leaves it where it is (`stream`), and returns an
 `ImageData`. `batches.RunData` makes of it the images of one run, noise, augmentation and order
-included. A new named set is an entry of `sets.KNOWN`.
+included. A new named set is an entry of `sets.NAMED_SETS`.
 """

@@ -187,7 +187,7 @@ def omniglot(tree: Tree, form: Form) -> Content:
         drawings = tree.below(folder)
         paths = images_of(drawings)
         if not paths:
-            raise InputError(f"no {folder} in {tree.place}: put {folder}.zip there")
+            raise InputError(f"no {folder} in {tree.where}: put {folder}.zip there")
         return PathList(
             [drawings.files[path] for path in paths], [path.rpartition("/")[0] for path in paths]
         )
@@ -225,7 +225,7 @@ def _of_wnids(tree: Tree, *, alone: bool = True) -> PathList:
         return listed(tree.without(strange))
     if strange:
         raise InputError(
-            f"{tree.place}/{strange[0]} is none of ImageNet's 1,000 classes: remove it"
+            f"{tree.where}/{strange[0]} is none of ImageNet's 1,000 classes: remove it"
         )
     return listed(tree)
 
@@ -236,12 +236,12 @@ def _flat_validation(tree: Tree) -> PathList:
     paths = [path for path in images_of(tree) if path.rpartition("/")[2].startswith(marked)]
     if not paths:
         raise InputError(
-            f"no validation images in {tree.place}: put val/ or ILSVRC2012_img_val.tar there"
+            f"no validation images in {tree.where}: put val/ or ILSVRC2012_img_val.tar there"
         )
     answers = [wnid for wnid in _validation_answers(tree) if wnid in known]
     if len(answers) != len(paths):
         raise InputError(
-            f"{len(paths)} validation images in {tree.place} but {len(answers)} answers: put "
+            f"{len(paths)} validation images in {tree.where} but {len(answers)} answers: put "
             f"ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz there, whole"
         )
     return PathList([tree.files[path] for path in paths], answers)

@@ -234,18 +234,18 @@ def moments(pixels: Pixels) -> tuple[Tensor, Tensor]:
     Of more than 2^29 numbers, only evenly spaced images are looked at. A channel without any
     spread gets a standard deviation of 1.
     """
-    tally = sum(
-        map(_tally, pieces(spaced(pixels, 2**29))),
+    counts = sum(
+        map(_counted, pieces(spaced(pixels, 2**29))),
         torch.zeros(pixels.shape[1], 256, dtype=torch.int64),
     )
-    shares = tally.double() / tally.sum(1, keepdim=True)
+    shares = counts.double() / counts.sum(1, keepdim=True)
     shades = torch.arange(256, dtype=torch.float64)
     mean = shares @ shades
     std = (shares @ shades.square() - mean.square()).clamp_min(0).sqrt()
     return mean, torch.where(std > 1e-6, std, torch.ones_like(std))
 
 
-def _tally(pixels: Tensor) -> Tensor:
+def _counted(pixels: Tensor) -> Tensor:
     """How often each shade occurs in each channel, int64 (channels, 256)."""
     return torch.stack([torch.bincount(c.flatten(), minlength=256) for c in pixels.unbind(1)])
 

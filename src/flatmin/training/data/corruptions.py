@@ -392,8 +392,8 @@ def _plasma(count: int, size: int, decay: float, source: torch.Generator) -> Ten
         total = corners + corners.roll(-1, 1)
         heights[:, half::step, half::step] = mean(total + total.roll(-1, 2))
         middles, corners = heights[:, half::step, half::step], heights[:, ::step, ::step]
-        beside = middles + middles.roll(1, 1) + corners + corners.roll(-1, 2)
-        heights[:, ::step, half::step] = mean(beside)
+        neighbours = middles + middles.roll(1, 1) + corners + corners.roll(-1, 2)
+        heights[:, ::step, half::step] = mean(neighbours)
         above = middles + middles.roll(1, 2) + corners + corners.roll(-1, 1)
         heights[:, half::step, ::step] = mean(above)
         step, wobble = half, wobble / decay

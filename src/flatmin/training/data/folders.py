@@ -65,18 +65,18 @@ class Tree:
     """Files by path, which is relative to the folder or to the archive that holds them.
 
     Fields:
-        place: of all of them, for messages.
+        where: of all of them, for messages.
         files: by path, with "/" between its parts; archives themselves are left out.
         folders: their paths, the empty ones too.
     """
 
-    place: str
+    where: str
     files: Mapping[str, Encoded]
     folders: frozenset[str]
 
     @classmethod
-    def of(cls, place: Path) -> Tree:
-        """Everything below the folder `place`, in its archives too, or in the one archive `place`.
+    def of(cls, where: Path) -> Tree:
+        """Everything below the folder `where`, in its archives too, or in the one archive `where`.
 
         An archive beside a folder of the same name has been unpacked and is left alone. Links to
         folders are followed, but not back to one on the way to them.
@@ -85,10 +85,10 @@ class Tree:
         """
         files: dict[str, Encoded] = {}
         folders: set[str] = set()
-        if place.is_file():
-            files.update(_shown(_members(place)))
-        for folder, inside, names in _walk(place):
-            above = Path(folder).relative_to(place).as_posix() + "/"
+        if where.is_file():
+            files.update(_shown(_members(where)))
+        for folder, inside, names in _walk(where):
+            above = Path(folder).relative_to(where).as_posix() + "/"
             above = above.removeprefix("./")
             folders.update(above + name for name in inside)
             for name in names:
@@ -97,7 +97,7 @@ class Tree:
                 elif _stem(name) not in inside:
                     files.update(_shown(_members(Path(folder, name))))
         folders.update(folder for name in files for folder in _above(name))
-        return cls(str(place), files, frozenset(folders))
+        return cls(str(where), files, frozenset(folders))
 
     def __getitem__(self, path: str) -> Encoded:
         """The file whose path is `path`, or ends with it; the outermost of several.
@@ -106,7 +106,7 @@ class Tree:
         """
         found = self.get(path)
         if found is None:
-            raise InputError(f"no {path} in {self.place}: put all original files of the set there")
+            raise InputError(f"no {path} in {self.where}: put all original files of the set there")
         return found
 
     def get(self, path: str) -> Encoded | None:
@@ -124,7 +124,7 @@ class Tree:
         found = (name for name in self.folders if f"/{name}".endswith(f"/{folder}"))
         start = f"{_outermost(found) or folder}/"
         return Tree(
-            f"{self.place}/{start[:-1]}",
+            f"{self.where}/{start[:-1]}",
             {
                 name.removeprefix(start): self.files[name]
                 for name in self.files
@@ -137,7 +137,7 @@ class Tree:
         """All but some of the outermost folders and what is in them."""
         left_out = set(folders)
         return Tree(
-            self.place,
+            self.where,
             {
                 name: file
                 for name, file in self.files.items()
@@ -153,13 +153,13 @@ class Tree:
         return self.below(top.pop()).unwrapped() if len(top) == 1 and deep and self.files else self
 
 
-def _walk(place: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+def _walk(where: Path) -> Iterator[tuple[str, list[str], list[str]]]:
     """Every folder with the names of the folders and the files in it, sorted, the hidden left out.
 
     No folder is met below itself, which links could make endless.
     """
-    ways: dict[Path, frozenset[str]] = {place: frozenset()}
-    for folder, inside, names in os.walk(place, followlinks=True):
+    ways: dict[Path, frozenset[str]] = {where: frozenset()}
+    for folder, inside, names in os.walk(where, followlinks=True):
         way = ways.pop(Path(folder)) | {os.path.realpath(folder)}
         below = {name: Path(folder, name) for name in inside if not name.startswith(".")}
         inside[:] = sorted(name for name in below if os.path.realpath(below[name]) not in way)

@@ -75,7 +75,7 @@ class ImageData:
         return digest.hexdigest()
 
 
-NAMES: tuple[str, ...] = ("digits", *sets.KNOWN)
+NAMES: tuple[str, ...] = ("digits", *sets.NAMED_SETS)
 """Every data set that `load` knows by name."""
 
 LARGEST_FOLDER_SIZE = 64
@@ -108,7 +108,7 @@ def load(
     rows = _limited(name, content.train.labels, len(content.classes), limit)
     train, test = content.train.at(rows), content.test
     # of photographs as large as asked for, or of those that are so large by themselves
-    shown = size or (sets.KNOWN[name].form.size if name in sets.KNOWN else 0)
+    shown = size or (sets.NAMED_SETS[name].form.size if name in sets.NAMED_SETS else 0)
     stored = train.form.size
     margin = stored - shown if shown and stored == shown + sets.margin(shown) else 0
     count = len(rows) + len(test.labels)
@@ -166,7 +166,7 @@ def _pixels(part: Part, *, keep: bool) -> Pixels:
 def _open(name: str, root: Path | None, size: int | None) -> Content:
     if name == "digits":
         return _digits()
-    if name in sets.KNOWN or name.startswith("imagenet-c:"):
+    if name in sets.NAMED_SETS or name.startswith("imagenet-c:"):
         return sets.read(name, root, size)
     largest = size + sets.margin(size) if size else LARGEST_FOLDER_SIZE
     if name.startswith("hub:"):

@@ -78,7 +78,7 @@ def by_class(train: Tree, test: Tree, form: Form | int, *, disjoint: bool = Fals
     found, others = (set(listing.labels) for listing in listings)
     if found != others and not disjoint:
         differing = ", ".join(sorted(found ^ others)[:10])
-        raise InputError(f"{train.place} and {test.place} differ in the classes {differing}")
+        raise InputError(f"{train.where} and {test.where} differ in the classes {differing}")
     if isinstance(form, int):
         form = common_form([image for listing in listings for image in listing.images], form)
     return content(*listings, form)
@@ -92,7 +92,7 @@ def listed(tree: Tree) -> PathList:
     classes = sorted(name for name in tree.folders if "/" not in name)
     if len(classes) < 2:
         raise InputError(
-            f"{tree.place} holds {len(classes)} class folders: expected one folder of images for "
+            f"{tree.where} holds {len(classes)} class folders: expected one folder of images for "
             f"each class, at least 2, or train/ and test/ with such folders inside"
         )
     inside: dict[str, list[str]] = {name: [] for name in classes}
@@ -102,7 +102,7 @@ def listed(tree: Tree) -> PathList:
             inside[folder].append(path)
     for name, paths in inside.items():
         if len(paths) < 2:
-            raise InputError(f"{tree.place}/{name} holds {len(paths)} images: expected at least 2")
+            raise InputError(f"{tree.where}/{name} holds {len(paths)} images: expected at least 2")
     return PathList(
         [tree.files[path] for paths in inside.values() for path in paths],
         [name for name, paths in inside.items() for _ in paths],

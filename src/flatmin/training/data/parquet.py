@@ -73,11 +73,11 @@ def cache() -> Path:
 class _Images(Sequence[Encoded]):
     """The encoded images in a column of a table, none of them copied before it is asked for."""
 
-    def __init__(self, column: Any, place: str) -> None:
+    def __init__(self, column: Any, where: str) -> None:
         self._chunks = cast("list[Any]", column.chunks)
-        self._wrapped = _wrapped(column.type, place)
+        self._wrapped = _wrapped(column.type, where)
         self._starts = [0, *itertools.accumulate(len(chunk) for chunk in self._chunks)]
-        self._place = place
+        self._where = where
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -88,7 +88,7 @@ class _Images(Sequence[Encoded]):
         chunk = bisect.bisect_right(self._starts, row) - 1
         value = self._chunks[chunk][row - self._starts[chunk]].as_py()
         content = cast("bytes | None", value["bytes"] if value and self._wrapped else value)
-        return Held(content or b"", f"image {row} in {self._place}")
+        return Held(content or b"", f"image {row} in {self._where}")
 
 
 def _part(folder: Path, files: Sequence[Path]) -> tuple[Any, str, tuple[Tensor, _Images]]:
@@ -99,11 +99,11 @@ def _part(folder: Path, files: Sequence[Path]) -> tuple[Any, str, tuple[Tensor, 
     label = _column(found, ("label", "fine_label"), folder)
     image = _column(found, ("image", "img"), folder)
     table = _table(folder, files, [image, label])
-    place = f"{files[0].parent}/{files[0].name.split('-')[0]}"
+    where = f"{files[0].parent}/{files[0].name.split('-')[0]}"
     if not len(table):
-        raise InputError(f"{place} has no rows: expected at least one image")
-    labels = _integers(table, label, place)
-    return table, label, (labels, _Images(table.column(image), place))
+        raise InputError(f"{where} has no rows: expected at least one image")
+    labels = _integers(table, label, where)
+    return table, label, (labels, _Images(table.column(image), where))
 
 
 def _files(folder: Path, part: str) -> list[Path]:
@@ -204,20 +204,20 @@ def _column(found: Sequence[str], names: Sequence[str], folder: Path) -> str:
     raise InputError(f"{folder} has the columns {', '.join(found)}: expected {' or '.join(names)}")
 
 
-def _integers(table: Any, name: str, place: str) -> Tensor:
+def _integers(table: Any, name: str, where: str) -> Tensor:
     import pyarrow as pa
 
     column, types = table.column(name), cast("Any", pa).types
     if not types.is_integer(column.type) and not types.is_boolean(column.type):
-        raise InputError(f"{place} has {column.type} in the column {name}: expected integers")
+        raise InputError(f"{where} has {column.type} in the column {name}: expected integers")
     if column.null_count:
         raise InputError(
-            f"{place} has {column.null_count} rows without {name}: fill them in or remove them"
+            f"{where} has {column.null_count} rows without {name}: fill them in or remove them"
         )
     return torch.tensor(column.to_numpy(), dtype=torch.int64)
 
 
-def _wrapped(kind: Any, place: str) -> bool:
+def _wrapped(kind: Any, where: str) -> bool:
     """Whether the bytes of images of an Arrow type are in a struct, with the path."""
     import pyarrow as pa
 
@@ -227,7 +227,7 @@ def _wrapped(kind: Any, place: str) -> bool:
         inner = kind.field("bytes").type
     if not types.is_binary(inner) and not types.is_large_binary(inner):
         raise InputError(
-            f"{place} has {kind} for images: expected the bytes of image files (binary), "
+            f"{where} has {kind} for images: expected the bytes of image files (binary), "
             f"or a struct with them in bytes"
         )
     return inner is not kind

@@ -17,7 +17,7 @@ from flatmin.training.errors import InputError
 
 
 @dataclass(frozen=True)
-class Known:
+class NamedSet:
     """A data set.
 
     Fields:
@@ -35,66 +35,66 @@ class Known:
     tested: Sequence[str] = layouts.TESTED
 
 
-KNOWN: Mapping[str, Known] = {
-    "mnist": Known(
+NAMED_SETS: Mapping[str, NamedSet] = {
+    "mnist": NamedSet(
         Form(1, 28),
         "the four idx files of MNIST from https://ossci-datasets.s3.amazonaws.com/mnist/",
         archives.mnist,
     ),
-    "cifar10": Known(
+    "cifar10": NamedSet(
         Form(3, 32),
         "cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html",
         archives.cifar10,
     ),
-    "cifar100": Known(
+    "cifar100": NamedSet(
         Form(3, 32),
         "cifar-100-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html",
         archives.cifar100,
     ),
-    "flowers17": Known(
+    "flowers17": NamedSet(
         Form(3, 64),
         "17flowers.tgz and datasplits.mat from https://www.robots.ox.ac.uk/~vgg/data/flowers/17/",
         archives.flowers17,
         photographs=True,
     ),
-    "flowers102": Known(
+    "flowers102": NamedSet(
         Form(3, 224),
         "102flowers.tgz, imagelabels.mat and setid.mat from "
         "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
         archives.flowers102,
         photographs=True,
     ),
-    "pets": Known(
+    "pets": NamedSet(
         Form(3, 224),
         "images.tar.gz and annotations.tar.gz from https://www.robots.ox.ac.uk/~vgg/data/pets/",
         archives.pets,
         photographs=True,
     ),
-    "cars": Known(
+    "cars": NamedSet(
         Form(3, 224),
         "cars_train.tgz, cars_test.tgz, car_devkit.tgz and cars_test_annos_withlabels.mat of "
         "Stanford Cars",
         archives.cars,
         photographs=True,
     ),
-    "aircraft": Known(
+    "aircraft": NamedSet(
         Form(3, 224),
         "fgvc-aircraft-2013b.tar.gz from https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
         archives.aircraft,
         photographs=True,
     ),
-    "food101": Known(
+    "food101": NamedSet(
         Form(3, 224),
         "food-101.tar.gz from https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/",
         archives.food101,
         photographs=True,
     ),
-    "country211": Known(
+    "country211": NamedSet(
         Form(3, 224),
         "country211.tgz from https://github.com/openai/CLIP/blob/main/data/country211.md",
         photographs=True,
     ),
-    "imagenet": Known(
+    "imagenet": NamedSet(
         Form(3, 224),
         "train/ and val/ by class, or ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and "
         "ILSVRC2012_devkit_t12.tar.gz from https://image-net.org/",
@@ -102,20 +102,20 @@ KNOWN: Mapping[str, Known] = {
         photographs=True,
         tested=("val", "validation"),
     ),
-    "imagenet-r": Known(
+    "imagenet-r": NamedSet(
         Form(3, 224),
         "imagenet-r.tar from https://github.com/hendrycks/imagenet-r",
         archives.imagenet_r,
         photographs=True,
     ),
-    "omniglot": Known(
+    "omniglot": NamedSet(
         Form(1, 28),
         "images_background.zip and images_evaluation.zip from "
         "https://github.com/brendenlake/omniglot",
         archives.omniglot,
         photographs=True,
     ),
-    "mini-imagenet": Known(
+    "mini-imagenet": NamedSet(
         Form(3, 84),
         "train/ and test/ by class, or images/ with train.csv and test.csv from "
         "https://github.com/twitter-research/meta-learning-lstm",
@@ -149,9 +149,9 @@ def folder_of(name: str, root: Path | None = None) -> Path:
     elif name == "imagenet-c":
         files = "the unpacked folders of ImageNet-C from https://zenodo.org/record/2235448"
     elif name == "imagenet-r":
-        files = KNOWN[name].get
+        files = NAMED_SETS[name].get
     else:
-        files = f"train.parquet and test.parquet, or {KNOWN[name].get},"
+        files = f"train.parquet and test.parquet, or {NAMED_SETS[name].get},"
     recipe = f"put {files} in <folder>/{name} and set FLATMIN_DATA=<folder>"
     if not given:
         raise InputError(f"{name} is not at hand and FLATMIN_DATA is not set: {recipe}")
@@ -166,13 +166,13 @@ def read(name: str, root: Path | None = None, size: int | None = None) -> Conten
     """The set `name` under `root` or $FLATMIN_DATA, from whatever form it has there.
 
     Args:
-        name: one of `KNOWN`, or `imagenet-c:<corruption>:<severity>`.
+        name: one of `NAMED_SETS`, or `imagenet-c:<corruption>:<severity>`.
         root: of all sets.
         size: of the images, if they are photographs.
     """
     if name.startswith("imagenet-c:"):
         return _imagenet_c(name, root, size)
-    wanted = KNOWN[name]
+    wanted = NAMED_SETS[name]
     form = wanted.form
     if wanted.photographs:
         side = size or form.size

@@ -1,7 +1,8 @@
 """Networks for images, by name: `build("resnet20", channels=3, size=32, classes=10)`.
 
-A further network is one builder and one row of `MODELS`. Parameter counts are those of the papers.
-Names that end in `-imagenet` have the stem for large images, the others the one for CIFAR's.
+`small` is where to start reading; the other modules are a family of networks each. A further
+network is one builder and one row of `MODELS`. Parameter counts are those of the papers. Names
+that end in `-imagenet` have the stem for large images, the others the one for CIFAR's.
 `timm:NAME` is timm's network of that name, where timm is installed.
 """
 

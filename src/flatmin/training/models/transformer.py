@@ -40,7 +40,7 @@ class VisionTransformer(nn.Module):
         self.patch_embed = Patches(channels, dim, patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + (size // patch) ** 2, dim))
-        self.blocks = nn.Sequential(*(Block(dim, heads) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(EncoderBlock(dim, heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = nn.Linear(dim, classes)
         self.apply(_initialise)
@@ -65,7 +65,7 @@ class Patches(nn.Module):
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
-class Block(nn.Module):
+class EncoderBlock(nn.Module):
     """x + attention, then x + two layers, normalised before each."""
 
     def __init__(self, dim: int, heads: int) -> None:
