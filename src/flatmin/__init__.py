@@ -1,5 +1,8 @@
 """flatmin: sharpness-aware optimizers that find flat minima, for any torch.optim base optimizer."""
 
+from importlib import import_module
+from typing import Any
+
 from flatmin import amp, descent, direction, geometry, methods, policy, selection
 from flatmin.engine.cost import Cost
 from flatmin.methods import (
@@ -25,6 +28,16 @@ from flatmin.optimizer import SharpnessAware
 from flatmin.pairs import paired, split
 
 __version__ = "0.1.0"
+
+_ROOMS = ("meta",)
+"""Rooms that are imported when they are first asked for, as in `flatmin.meta`."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"flatmin.{name}")
+    raise AttributeError(f"module 'flatmin' has no attribute {name!r}")
+
 
 __all__ = [
     "AESAM",

@@ -31,9 +31,9 @@ A direction that needs no look of its own, and one that does:
     ...         return at.climb(ahead)
 
 Where to start reading: `viewpoint` and `probe` (what a part may see and do), `vec` (the
-arithmetic), then `walk` (weights that leave home and come back bit for bit), `space` (how tensors are laid out in blocks)
-and `memory` (what outlives a step). `wrapper`, `masters`, `distributed` and `model_state` each keep
-one promise; `flatmin.optimizer` runs the step that uses them all.
+arithmetic), then `walk` (weights that leave home and come back bit for bit), `space` (how tensors
+are laid out in blocks) and `memory` (what outlives a step). `wrapper`, `masters`, `distributed` and
+`model_state` each keep one promise; `flatmin.optimizer` runs the step that uses them all.
 """
 
 from flatmin.engine.cost import Cost
