@@ -7,6 +7,7 @@ and a meta-gradient over tasks (`task`) that run one after another or together (
 knows the classes of the literature and `network` its network. Nothing here needs more than torch.
 """
 
+from flatmin.meta.episodes import EpisodeSampler
 from flatmin.meta.learner import MetaLearner, Scores, Sharpness
 from flatmin.meta.methods import ANIL, FOMAML, MAML, MetaSGD, SharpMAML
 from flatmin.meta.network import conv4
@@ -17,6 +18,7 @@ __all__ = [
     "ANIL",
     "FOMAML",
     "MAML",
+    "EpisodeSampler",
     "FunctionalProbe",
     "MetaLearner",
     "MetaSGD",

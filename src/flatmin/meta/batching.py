@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Literal, TypeAlias
 
 import torch
@@ -102,6 +103,25 @@ def _timed(size: int, run: Callable[[int], object], wait: Callable[[], None]) ->
 
 def _form(size: int) -> str:
     return "loop" if size == LOOP else f"{size} at once"
+
+
+@contextmanager
+def together(size: int) -> Generator[None, None, None]:
+    """Say in one line that something in here has no answer for many tasks at once."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error)
+        if size == LOOP or not any(words in said for words in _NO_RULE):
+            raise
+        raise RuntimeError(
+            "the model, the loss or the direction branches on a number or calls .item(), for which "
+            'tasks that run together have no one answer: use batching="loop", or torch.where'
+        ) from None
+
+
+_NO_RULE = ("vmap", "Boolean value of Tensor", "cannot be converted to Scalar")
+"""What stands in torch's errors where many tasks are asked for one number."""
 
 
 def cut(count: int, size: int) -> Sequence[slice]:

@@ -22,7 +22,7 @@ from flatmin.direction import Ascent, Direction
 from flatmin.engine import check
 from flatmin.engine.vec import Vector
 from flatmin.geometry import Euclidean, Geometry
-from flatmin.meta.batching import LOOP, Batching, Chunks, cut, synchronise
+from flatmin.meta.batching import LOOP, Batching, Chunks, cut, synchronise, together
 from flatmin.meta.probe import FunctionalProbe, Losses, blocked, gradient, unblocked
 from flatmin.meta.task import Task, alike, checked, stacked
 from flatmin.meta.weights import FunctionalModel, Loss
@@ -358,7 +358,7 @@ class MetaLearner(nn.Module):
         found: list[tuple[Tensor, Tensor]] = []
         for part in cut(len(tasks), size):
             task, w = self._start(tasks[part], size)
-            with torch.enable_grad():
+            with torch.enable_grad(), together(size):
                 w = self.adapt(
                     w.detach(),
                     task.support_x,
@@ -369,7 +369,9 @@ class MetaLearner(nn.Module):
                 )
             with torch.no_grad():
                 losses, out = self._functional.many(w, task.query_x, task.query_y)
-            found.append((losses.reshape(-1), _accuracies(out, task.query_y).reshape(-1)))
+            losses = losses.reshape(-1)
+            met = _met(out, task.query_y)
+            found.append((losses, losses * float("nan") if met is None else met.reshape(-1)))
         losses, accuracies = (torch.cat(column) for column in zip(*found, strict=True))
         good = losses.isfinite()
         bad = int((~good).sum())  # host sync: a result
@@ -425,8 +427,9 @@ class MetaLearner(nn.Module):
     def _query(self, tasks: Sequence[Task], size: int) -> Tensor:
         """The query losses `(tasks,)` of one chunk after adaptation."""
         task, w = self._start(tasks, size)
-        w = self.adapt(w, task.support_x, task.support_y)
-        return self._functional.many(w, task.query_x, task.query_y)[0].reshape(-1)
+        with together(size):
+            w = self.adapt(w, task.support_x, task.support_y)
+            return self._functional.many(w, task.query_x, task.query_y)[0].reshape(-1)
 
     def _gradients(
         self, tasks: Sequence[Task], params: Sequence[Tensor], size: int
@@ -475,11 +478,11 @@ def _finite(tensors: Sequence[Tensor]) -> bool:
     return bool(torch.stack([x.isfinite().all() for x in tensors]).all())
 
 
-def _accuracies(out: object, y: Tensor) -> Tensor:
-    """The share of the samples (in the last dimension of `y`) whose class is met."""
+def _met(out: object, y: Tensor) -> Tensor | None:
+    """The share of the samples (in the last dimension of `y`) whose class is met, if any."""
     if isinstance(out, Tensor) and out.ndim == y.ndim + 1 and not y.is_floating_point():
-        return (out.argmax(-1) == y).float().mean(-1)
-    return torch.full(y.shape[:1] if y.ndim > 1 else (), float("nan"), device=y.device)
+        return (out.argmax(-1) == y).to(out.dtype).mean(-1)
+    return None
 
 
 def _summed(grads: Sequence[Tensor], loss: Tensor, good: int) -> tuple[Tensor, int]:

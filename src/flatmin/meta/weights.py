@@ -70,11 +70,7 @@ class FunctionalModel:
     def one(self, w: Tensor, x: Any, y: Tensor) -> tuple[Tensor, Any]:
         """The loss and the outputs of one task at weights `(n,)`."""
         out = functional_call(self.model, self.named(w), (x,))
-        loss = self.loss(out, y)
-        if not isinstance(loss, Tensor) or loss.ndim:  # pyright: ignore[reportUnnecessaryIsInstance]
-            found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss)  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"the loss of a task must be one number as a tensor, got {found}")
-        return loss, out
+        return self.loss(out, y), out
 
     def many(self, w: Tensor, x: Any, y: Tensor) -> tuple[Tensor, Any]:
         """The losses and the outputs of many tasks at weights `(tasks, n)`, or of one at `(n,)`."""
@@ -117,6 +113,11 @@ class FunctionalModel:
             raise ValueError(
                 "the loss has no graph to the weights, so there is no gradient: return a tensor, "
                 "and leave out no_grad, .detach(), .data, .item() and numpy in model and loss"
+            )
+        if loss.ndim:
+            raise TypeError(
+                f"the loss of a task must be one number, got shape {tuple(loss.shape)}: take the "
+                'mean, as with reduction="mean"'
             )
         found = torch.autograd.grad(loss, list(parts.values()), allow_unused=True)
         for name, g in zip(parts, found, strict=True):
