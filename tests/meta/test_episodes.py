@@ -150,13 +150,13 @@ def test_omniglot_is_split_as_the_literature_splits_it(split: str, sizes: tuple[
 def test_a_part_of_omniglot_has_a_split_of_its_own_and_no_other():
     background, evaluation = alphabets()
     some = [n for n in background if n.startswith(("Alphabet", "Early"))], evaluation
-    found = splits.omniglot(*some, "at hand")
+    found = splits.omniglot(*some, "at-hand")
     assert {n.partition("/")[0] for n in found.validation} == {"Early_Aramaic"}
     assert list(found.test) == evaluation
-    with pytest.raises(ValueError, match=r"needs all 1623 characters.*at hand"):
+    with pytest.raises(ValueError, match=r"needs all 1623 characters.*at-hand"):
         splits.omniglot(*some, "vinyals")
     with pytest.raises(ValueError, match="leaves none for validation"):
-        splits.omniglot([n for n in background if n.startswith("Early")], evaluation, "at hand")
+        splits.omniglot([n for n in background if n.startswith("Early")], evaluation, "at-hand")
     with pytest.raises(ValueError, match="split must be one of"):
         splits.omniglot(*some, "mine")
 

@@ -1,4 +1,4 @@
-"""The command line: compare, run, worker, status, report, recipes, methods.
+"""The command line: compare, run, worker, status, report, recipes, methods, meta.
 
 A user's mistake ends with one line and status 2, an interrupt with one line and status 130.
 Everything beyond the standard library is imported where it is used, so that a missing extra is a
@@ -52,8 +52,17 @@ def _mute() -> None:
 def _obey(arguments: Sequence[str] | None) -> int:
     import tyro
 
-    from flatmin.cli import compare, listings, report, run, status
-    from flatmin.cli.arguments import Compare, Methods, Recipes, Report, Run, Status, Worker
+    from flatmin.cli import compare, listings, meta, report, run, status
+    from flatmin.cli.arguments import (
+        Compare,
+        Meta,
+        Methods,
+        Recipes,
+        Report,
+        Run,
+        Status,
+        Worker,
+    )
     from flatmin.training.errors import InputError
 
     commands: dict[Any, Any] = {
@@ -64,6 +73,7 @@ def _obey(arguments: Sequence[str] | None) -> int:
         Report: report.report,
         Recipes: listings.recipes,
         Methods: listings.methods,
+        Meta: meta.meta,
     }
     chosen = tyro.extras.subcommand_cli_from_dict(
         {command.__name__.lower(): command for command in commands},

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from flatmin.engine import check
+
+Down: TypeAlias = Literal["stride", "pool"]
 
 
 class Mean(nn.Module):
@@ -23,7 +25,7 @@ def conv4(
     ways: int,
     *,
     filters: int = 64,
-    down: Literal["stride", "pool"] = "pool",
+    down: Down = "pool",
 ) -> nn.Sequential:
     """Four blocks of convolution, normalization by batch statistics and ReLU, and a linear layer.
 

@@ -52,8 +52,8 @@ def cifar_fs(classes: Sequence[str]) -> Split:
     return named(train, CIFAR_FS_VALIDATION, CIFAR_FS_TEST)
 
 
-Omniglot: TypeAlias = Literal["vinyals", "finn", "lake", "at hand"]
-OMNIGLOTS: tuple[Omniglot, ...] = ("vinyals", "finn", "lake", "at hand")
+Omniglot: TypeAlias = Literal["vinyals", "finn", "lake", "at-hand"]
+OMNIGLOTS: tuple[Omniglot, ...] = ("vinyals", "finn", "lake", "at-hand")
 
 VINYALS_VALIDATION = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
 VINYALS_TEST = (
@@ -87,7 +87,7 @@ def omniglot(background: Sequence[str], evaluation: Sequence[str], split: Omnigl
             as published with prototypical networks); "finn": 1,100/100/423 at random (Finn et
             al. 2017, whose draw depends on the order of a folder: here that of a seed); "lake":
             background and evaluation alphabets as Lake et al. 2015 have them, five of the former
-            for validation; "at hand": the same with one alphabet for validation, for parts of the
+            for validation; "at-hand": the same with one alphabet for validation, for parts of the
             set.
 
     Raises ValueError where a split needs all 1,623 characters and there are fewer.
@@ -97,7 +97,7 @@ def omniglot(background: Sequence[str], evaluation: Sequence[str], split: Omnigl
     if split in ("vinyals", "finn") and len(names) != WHOLE:
         raise ValueError(
             f"the {split} split needs all {WHOLE} characters of Omniglot, and {len(names)} are at "
-            'hand: use split "at hand", or get both archives'
+            'hand: use split "at-hand", or get both archives'
         )
     if split == "finn":
         drawn = sorted(names)
@@ -113,7 +113,7 @@ def omniglot(background: Sequence[str], evaluation: Sequence[str], split: Omnigl
             raise ValueError(
                 f"one alphabet to train on ({known[0]}) leaves none for validation: give more"
             )
-        if split == "at hand":
+        if split == "at-hand":
             wanted = {min(wanted)}
         validation = [n for n in background if _alphabet(n) in wanted]
         test = list(evaluation)
