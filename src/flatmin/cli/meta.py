@@ -29,7 +29,7 @@ def _train(wanted: MetaTrain) -> int:
     from flatmin.studies.meta import training
     from flatmin.studies.meta.pools import Pools
 
-    settings = wanted.settings
+    settings = wanted.settings.checked()
     batching = _batching(wanted.batching)
     folder = wanted.out or Path("runs") / f"meta-{settings.data}-{settings.key}"
     training.train(settings, Pools.load(settings), folder, batching=batching, tell=Progress())
@@ -100,7 +100,8 @@ def _batching(said: str) -> Batching:
 class Progress:
     """Tells of meta-steps on the standard error, where a terminal or a log can follow."""
 
-    def __init__(self) -> None:
+    def __init__(self, about: str = "") -> None:
+        self._about = about
         self._told = 0
         self._form = ""
 
@@ -109,14 +110,15 @@ class Progress:
     ) -> None:
         if form != self._form:
             self._form = form
-            print(f"flatmin: {form}", file=sys.stderr, flush=True)
+            print(f"flatmin: {self._about}{form}", file=sys.stderr, flush=True)
         if len(history) > self._told:
             self._told = len(history)
             now = history[-1]
             lost = f", {now.diverged} tasks diverged" if now.diverged else ""
             print(
-                f"flatmin: meta-step {now.step} of {wanted.steps}: loss {now.loss:.3f}, validation "
-                f"{now.accuracy:.2f} ± {now.half:.2f} %, {now.seconds:.0f} s{lost}",
+                f"flatmin: {self._about}meta-step {now.step} of {wanted.steps}: "
+                f"loss {now.loss:.3f}, validation {now.accuracy:.2f} ± {now.half:.2f} %, "
+                f"{now.seconds:.0f} s{lost}",
                 file=sys.stderr,
                 flush=True,
             )

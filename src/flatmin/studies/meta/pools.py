@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +43,8 @@ class Pools:
     @classmethod
     def load(cls, wanted: FewShot, root: Path | None = None) -> Pools:
         """The tasks of a training. Raises InputError where the data are missing or too few."""
-        data = images.load("cifar100" if wanted.data == "cifar-fs" else wanted.data, root)
+        data, fingerprint = _loaded("cifar100" if wanted.data == "cifar-fs" else wanted.data, root)
         pixels = torch.cat([_whole(data.train_images), _whole(data.test_images)])
-        pixels = pixels[..., : data.size, : data.size]
         labels = torch.cat([data.train_labels, data.test_labels])
         try:
             split = _split(wanted, data)
@@ -56,7 +56,7 @@ class Pools:
             )
         except ValueError as error:
             raise InputError(f"{wanted.data}: {error}") from None
-        return cls(train, validation, test, data.channels, data.size, data.fingerprint())
+        return cls(train, validation, test, data.channels, data.size, fingerprint)
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,14 @@ class Prepare:
     def __call__(self, pixels: Tensor) -> Tensor:
         values = pixels.float() / 255
         return 1 - values if self.inverted else values
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(name: str, root: Path | None) -> tuple[ImageData, str]:
+    """A set and its fingerprint: the cells of a table share it."""
+    data = images.load(name, root)
+    assert not data.margin, "tasks are made of whole images"
+    return data, data.fingerprint()
 
 
 def _sampler(

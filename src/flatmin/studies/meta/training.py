@@ -177,7 +177,7 @@ def settings(folder: Path) -> FewShot:
         raise InputError(f"no {SETTINGS} in {folder}: give a folder of `flatmin meta train`")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return FewShot(**content)
+        return FewShot(**content).checked()
     except (ValueError, TypeError) as error:
         said = str(error).partition("\n")[0]
         raise InputError(f"{path} cannot be read ({said}): train anew in another folder") from None

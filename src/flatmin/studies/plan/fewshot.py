@@ -55,7 +55,7 @@ SPLITS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class FewShot:
-    """A few-shot training and its test. Raises InputError, in one line, for what cannot be."""
+    """A few-shot training and its test; `checked` says whether it can be."""
 
     data: Data = "omniglot"
     """omniglot, cifar-fs (made of cifar100), or mini-imagenet, under $FLATMIN_DATA."""
@@ -109,11 +109,14 @@ class FewShot:
     """Of the weights and of the tasks in training."""
 
     def __post_init__(self) -> None:
-        if self.data not in DATA:
-            raise unknown("data set for episodes", self.data, DATA)
-        for name, value in DEFAULTS[self.data].items():
+        for name, value in DEFAULTS.get(self.data, {}).items():
             if not getattr(self, name):
                 object.__setattr__(self, name, value)
+
+    def checked(self) -> FewShot:
+        """These settings. Raises InputError, in one line, for what cannot be."""
+        if self.data not in DATA:
+            raise unknown("data set for episodes", self.data, DATA)
         if self.split not in SPLITS[self.data]:
             raise unknown(f"split of {self.data}", self.split, SPLITS[self.data])
         for name, known in (
@@ -140,14 +143,13 @@ class FewShot:
         if self.test_tasks < 2 or self.validation_tasks < 2:
             raise InputError("an interval takes at least 2 tasks: raise test_tasks or the like")
         _ = self.lower, self.upper
+        return self
 
-    def _check_number(self, name: str, value: Any, *, optional: bool) -> None:
+    def _check_number(self, name: str, value: object, *, optional: bool) -> None:
         if value is None and optional:
             return
-        try:
-            number = float("nan") if isinstance(value, bool | str) else float(value)
-        except (TypeError, ValueError):
-            number = math.nan
+        typed = isinstance(value, int | float) and not isinstance(value, bool)
+        number = cast(float, value) if typed else math.nan
         if not (math.isfinite(number) and number >= 0 and (optional or number)):
             least = "of at least 0" if optional else "above 0"
             raise InputError(f"{name} must be a number {least}, got {value!r}")
@@ -175,7 +177,7 @@ class FewShot:
         for name in options:
             if name not in known:
                 raise InputError(f"meta: {unknown('option', str(name), known)}")
-        return cls(**{**given, **options})
+        return cls(**{**given, **options}).checked()
 
     @property
     def lower(self) -> Sharpness | None:
