@@ -35,6 +35,7 @@ GEOMETRIES = {
     "fisher": geometry.Fisher(),
     "subset": geometry.RandomSubset(seed=3),
     "adaptive x fisher": geometry.Adaptive() * geometry.Fisher(),
+    "only": geometry.Only(lambda name, p: p.ndim > 1),
 }
 
 
@@ -286,6 +287,7 @@ def test_an_inner_step_is_the_step_of_the_optimizer(along: str, metric: str):
         RHO,
         direction=lower.direction,
         geometry=lower.geometry,
+        model=model,
     )
 
     def closure():

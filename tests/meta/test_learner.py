@@ -243,6 +243,22 @@ def test_every_direction_serves_above(upper: str):
     assert torch.equal(*found)
 
 
+def test_geometries_choose_by_the_names_of_the_model():
+    only = flatmin.geometry.Only
+    batch = tasks()
+    weights = Sharpness(0.1, geometry=only(lambda name, p: name.endswith("weight")))
+    below = SharpMAML(network(), cross_entropy, 0.1, 2, lower=weights, batching="vmap")
+    by_size = Sharpness(0.1, geometry=only(lambda name, p: p.ndim == 2))
+    same = SharpMAML(network(), cross_entropy, 0.1, 2, lower=by_size, batching="loop")
+    assert torch.allclose(gradient(below, batch), gradient(same, batch), rtol=0, atol=1e-12)
+    above = SharpMAML(network(), cross_entropy, 0.1, 1, upper=weights)
+    optimizer = above.optimizer(torch.optim.SGD(above.parameters(), 0.1))
+    assert above.step(optimizer, batch).isfinite()
+    nothing = Sharpness(0.1, geometry=only(lambda name, p: False))
+    with pytest.raises(ValueError, match="chooses none of the parameters"):
+        SharpMAML(network(), cross_entropy, 0.1, 1, lower=nothing)
+
+
 # Tasks that diverge
 
 

@@ -55,6 +55,7 @@ METRICS: dict[str, Callable[[Point, Point, int], tuple[Point, float]]] = {
         [torch.full_like(x, float(uniform(3, k, i) < 0.6)) for i, x in enumerate(w)],
         1 / 0.6,
     ),
+    "only": lambda w, g, k: ([torch.full_like(x, float(x.ndim > 1)) for x in w], 1.0),
     "adaptive x fisher": lambda w, g, k: (
         [(x.abs() + 0.01) * (1 + y * y) ** -0.5 for x, y in zip(w, g, strict=True)],
         1.0,

@@ -53,6 +53,18 @@ class Viewpoint(Protocol):
         """`rho Γ(d)`: the step of length `rho` along `d` in the metric at hand."""
         ...
 
+    def members(self, j: int) -> Sequence[int]:
+        """The parameters that block `j` holds, by position."""
+        ...
+
+    def parameter(self, i: int) -> Tensor:
+        """Parameter `i`, as the model holds it."""
+        ...
+
+    def name(self, i: int) -> str:
+        """The name of parameter `i` in the model; empty where no model was given."""
+        ...
+
     def each(self, j: int, value: Callable[[int], float]) -> Tensor:
         """A block like block `j` that holds `value(i)` all over parameter `i`."""
         ...

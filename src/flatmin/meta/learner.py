@@ -183,6 +183,8 @@ class MetaLearner(nn.Module):
         self.shared = shared
         self.diverged = 0
         self._functional = FunctionalModel(model, loss, adapted)
+        if lower is not None:
+            lower.geometry.require(self._functional.parameters)
         self._chunks = Chunks.of(batching)
         self._rehearsed = False
         self.rates = None
@@ -251,7 +253,7 @@ class MetaLearner(nn.Module):
             {"primary": losses},
             lower.rho,
             lower.geometry,
-            sizes=self._functional.sizes,
+            parameters=self._functional.parameters,
             memory=memory,
             step=step,
             differentiable=through,
@@ -309,8 +311,25 @@ class MetaLearner(nn.Module):
         if self.upper is None:
             return base
         return SharpnessAware(
-            base, self.upper.rho, direction=self.upper.direction, geometry=self.upper.geometry
+            base,
+            self.upper.rho,
+            direction=self.upper.direction,
+            geometry=self.upper.geometry,
+            model=self._who_names(base, self.upper.geometry),
         )
+
+    def _who_names(self, base: torch.optim.Optimizer, geometry: Geometry) -> nn.Module | None:
+        """The learner, where a geometry chooses parameters by name.
+
+        Elsewhere the optimizer is not to know it: what it would count and replay in a pass through
+        the model, it would in each of the many of an inner loop.
+        """
+        params = [p for group in base.param_groups for p in group["params"]]
+        try:
+            geometry.require({f" {i}": p for i, p in enumerate(params)})
+        except ValueError:
+            return self
+        return None
 
     def step(
         self,

@@ -30,8 +30,8 @@ class FunctionalProbe:
             primary batch is both, and its gradient at the weights is taken once.
         rho: radius, at least 0.
         geometry: the metric of the climb.
-        sizes: elements of each parameter, in order, for geometries that draw by parameter; default
-            one parameter that is everything.
+        parameters: the parameters that the vector holds, in order and by name, for geometries that
+            choose among them; default one that is everything.
         memory: what earlier steps have kept; default nothing.
         step: how many steps of this task were taken before.
         differentiable: whether the looks can be differentiated in turn. Default True.
@@ -57,7 +57,7 @@ class FunctionalProbe:
         rho: float,
         geometry: DiagonalMetric | None = None,
         *,
-        sizes: Sequence[int] | None = None,
+        parameters: Mapping[str, Tensor] | None = None,
         memory: Mapping[str, Vector] | None = None,
         step: int = 0,
         differentiable: bool = True,
@@ -67,7 +67,7 @@ class FunctionalProbe:
         self._w = weights
         self._losses = losses
         self._geometry = geometry
-        self._sizes = sizes or [weights.shape[-1]]
+        self._parameters = parameters or {"": weights}
         self._memory = memory or {}
         self._step = step
         self._differentiable = differentiable
@@ -118,10 +118,25 @@ class FunctionalProbe:
         along = d.in_metric(twice) if twice else d
         return (self.rho[0] if rho is None else rho) * (gain / length) * along
 
+    def members(self, j: int) -> Sequence[int]:
+        """The parameters that block `j` holds: all, in the only one."""
+        assert j == 0, "all parameters are one block"
+        return range(len(self._parameters))
+
+    def parameter(self, i: int) -> Tensor:
+        """Parameter `i`, as the model holds it: at the same weights for all tasks."""
+        return list(self._parameters.values())[i]
+
+    def name(self, i: int) -> str:
+        """The name of parameter `i` in the model."""
+        return list(self._parameters)[i]
+
     def each(self, j: int, value: Callable[[int], float]) -> Tensor:
         """A block like the weights that holds `value(i)` all over parameter `i`."""
-        assert j == 0, "all parameters are one block"
-        pieces = [self._w.new_full((n,), value(i)) for i, n in enumerate(self._sizes)]
+        sizes = [p.numel() for p in self._parameters.values()]
+        if "" in self._parameters:
+            sizes = [self._w.shape[-1]]
+        pieces = [self._w.new_full((sizes[i],), value(i)) for i in self.members(j)]
         whole = torch.cat(pieces)
         return whole if self._w.ndim == 1 else whole.unsqueeze(-1)
 

@@ -54,10 +54,15 @@ class FunctionalModel:
         self.shapes = [known[name].shape for name in adapted]
         self.sizes = [known[name].numel() for name in adapted]
 
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The module's own parameters that the vector holds, by name."""
+        known = dict(self.model.named_parameters())
+        return {name: known[name] for name in self.names}
+
     def vector(self) -> Tensor:
         """The module's own weights as a vector, through which gradients reach its parameters."""
-        known = dict(self.model.named_parameters())
-        return torch.cat([known[name].reshape(-1) for name in self.names])
+        return torch.cat([p.reshape(-1) for p in self.parameters.values()])
 
     def named(self, w: Tensor) -> dict[str, Tensor]:
         """A vector as parameters by name: views of it."""
