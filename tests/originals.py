@@ -273,10 +273,11 @@ def omniglot() -> Files:
 
 
 def mini_imagenet() -> Files:
-    named = {"n01.jpg": 10, "n02.jpg": 20, "n03.jpg": 30}
+    named = {"n01.jpg": 10, "n02.jpg": 20, "n03.jpg": 30, "n04.jpg": 40}
     return {
         "images.zip": zipped({f"images/{name}": picture(s) for name, s in named.items()}),
         "train.csv": lines("filename,label", "n01.jpg,n0153", "n02.jpg,n0174"),
+        "val.csv": lines("filename,label", "n04.jpg,n0085"),
         "test.csv": lines("filename,label", "n03.jpg,n0999"),
     }
 
@@ -389,7 +390,11 @@ sets: Mapping[str, tuple[str, Callable[[], Files], Expected]] = {
     "mini-imagenet": (
         "mini-imagenet",
         mini_imagenet,
-        (("n0153", "n0174", "n0999"), [(10, "n0153"), (20, "n0174")], [(30, "n0999")]),
+        (
+            ("n0085", "n0153", "n0174", "n0999"),
+            [(10, "n0153"), (20, "n0174"), (40, "n0085")],
+            [(30, "n0999")],
+        ),
     ),
 }
 """By what is there: the name of the set, its files, and what they hold."""

@@ -28,6 +28,7 @@ FLOORS = {
     "studies": 4,
     "studies.store": 4,
     "studies.plan": 5,
+    "studies.meta": 6,
     "studies.run": 6,
     "studies.report": 6,
     "cli": 7,

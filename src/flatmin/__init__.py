@@ -5,6 +5,9 @@ What users import is here. `methods` has the published methods, each one functio
 docs/architecture.md.
 """
 
+from importlib import import_module
+from typing import Any
+
 from flatmin import amp, descent, direction, geometry, methods, policy, selection
 from flatmin.engine.cost import Cost
 from flatmin.methods import (
@@ -30,6 +33,16 @@ from flatmin.optimizer import SharpnessAware
 from flatmin.pairs import paired, split
 
 __version__ = "0.1.0"
+
+_ROOMS = ("meta",)
+"""Rooms that are imported when they are first asked for, as in `flatmin.meta`."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"flatmin.{name}")
+    raise AttributeError(f"module 'flatmin' has no attribute {name!r}")
+
 
 __all__ = [
     "AESAM",

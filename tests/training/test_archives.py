@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import originals
+import pictures
 import pytest
 import torch
 from originals import lines, picture, tar, written, zipped
@@ -384,3 +385,48 @@ def test_imagenet_has_a_thousand_classes():
     assert len(WNIDS) == len(set(WNIDS)) == 1000
     assert list(WNIDS) == sorted(WNIDS)
     assert torch.tensor([len(wnid) for wnid in WNIDS]).unique().tolist() == [9]
+
+
+def mini(tmp_path: Path, form: str) -> ImageData:
+    """Mini-ImageNet with one class to validate on, in one of its forms."""
+    folder = tmp_path / "mini-imagenet"
+    if form == "csv":
+        written(folder, originals.mini_imagenet())
+    elif form == "folders":
+        classes = {"train": ("a", "b"), "val": ("c", "d"), "test": ("e", "f")}
+        written(
+            folder,
+            {
+                f"{part}/{name}/{i}.png": picture(10)
+                for part, names in classes.items()
+                for name in names
+                for i in range(2)
+            },
+        )
+    else:
+        names = list("abcdef")
+        for start, part in enumerate(("train", "validation", "test")):
+            shown = [pictures.encoded(pictures.picture(10))] * 4
+            at = [2 * start, 2 * start, 2 * start + 1, 2 * start + 1]
+            pictures.write_parquet(folder / f"{part}.parquet", shown, at, names)
+    return load("mini-imagenet", tmp_path)
+
+
+@pytest.mark.parametrize("form", ("csv", "folders", "parquet"))
+def test_mini_imagenet_keeps_its_classes_to_validate_on(form: str, tmp_path: Path):
+    data = mini(tmp_path, form)
+    assert data.validation == (("n0085",) if form == "csv" else ("c", "d"))
+    trained = {data.classes[label] for label in data.train_labels}
+    tested = {data.classes[label] for label in data.test_labels}
+    assert set(data.validation) < trained
+    assert trained | tested == set(data.classes)
+    assert not trained & tested
+
+
+def test_mini_imagenet_without_them_is_read_as_before(tmp_path: Path):
+    files = originals.mini_imagenet()
+    del files["val.csv"]
+    written(tmp_path / "mini-imagenet", files)
+    data = load("mini-imagenet", tmp_path)
+    assert data.validation == ()
+    assert data.classes == ("n0153", "n0174", "n0999")

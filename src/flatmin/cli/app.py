@@ -1,4 +1,4 @@
-"""The command line: compare, run, worker, status, report, recipes, methods.
+"""The command line: compare, run, worker, status, report, recipes, methods, meta.
 
 A user's mistake ends with one line and status 2, an interrupt with one line and status 130.
 Everything beyond the standard library is imported where it is used, so that a missing extra is a
@@ -52,9 +52,10 @@ def _mute() -> None:
 def _obey(arguments: Sequence[str] | None) -> int:
     import tyro
 
-    from flatmin.cli import compare, listings, report, run, status
+    from flatmin.cli import compare, listings, meta, report, run, status
     from flatmin.cli.arguments import (
         CompareArguments,
+        MetaArguments,
         MethodsArguments,
         RecipesArguments,
         ReportArguments,
@@ -72,6 +73,7 @@ def _obey(arguments: Sequence[str] | None) -> int:
         ReportArguments: report.report,
         RecipesArguments: listings.recipes,
         MethodsArguments: listings.methods,
+        MetaArguments: meta.meta,
     }
     chosen = tyro.extras.subcommand_cli_from_dict(
         {act.__name__: wanted for wanted, act in commands.items()},

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 from tyro.constructors import PrimitiveConstructorSpec
+
+from flatmin.studies.plan.fewshot import FewShot
 
 
 def _whole(words: list[str]) -> int:
@@ -187,3 +189,45 @@ class RecipesArguments:
 @dataclass(frozen=True)
 class MethodsArguments:
     """List the methods that compare knows."""
+
+
+@dataclass(frozen=True)
+class MetaTrain:
+    """Train a network from which a few steps fit a new task.
+
+    Interrupted, or killed, it goes on from the last checkpoint with the same command, bit for bit.
+    Started by torchrun, its processes share the tasks of every meta-batch.
+    """
+
+    settings: OmitArgPrefixes[FewShot]  # without a default: what is left out depends on the data
+    """What is trained."""
+    batching: Annotated[str, arg(metavar="auto|loop|vmap|N")] = "auto"
+    """How the tasks of a meta-batch run: auto measures; the numbers differ by rounding alone."""
+    out: Annotated[
+        Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/meta-<data>-<hash>)")
+    ] = None
+    """For settings, checkpoints and results."""
+
+
+@dataclass(frozen=True)
+class MetaTest:
+    """Measure trained networks on the same tasks, pair them, and write a page.
+
+    The first folder is what the others are compared with.
+    """
+
+    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN …]")]
+    """Folders of `flatmin meta train`, or folders that hold such."""
+    out: Annotated[
+        Path | None, arg(metavar="FILE", help_behavior_hint="(default: report.html in the first)")
+    ] = None
+    """File to write; the same as Markdown goes beside it."""
+
+
+@dataclass(frozen=True)
+class MetaArguments:
+    """Few-shot learning: MAML and its sharpness-aware forms."""
+
+    action: OmitSubcommandPrefixes[
+        Annotated[MetaTrain, subcommand("train")] | Annotated[MetaTest, subcommand("test")]
+    ]

@@ -10,6 +10,7 @@ from flatmin.cli.messages import AGAIN, stop
 
 if TYPE_CHECKING:
     from flatmin.cli.arguments import RunArguments, WorkerArguments
+    from flatmin.studies.plan.grid import ScaledRecipe
     from flatmin.studies.plan.tuning import Plan
     from flatmin.studies.run.trainer import Trainer
     from flatmin.studies.store.store import Store
@@ -29,6 +30,8 @@ def run(wanted: RunArguments) -> int:
     recipe = Recipe.find(wanted.recipe)
     recipe.require()
     plan = recipe.at(wanted.scale)
+    if "meta" in recipe.needs:
+        return _tasks(wanted, plan)
     workers = worker_count(wanted.workers)
     require(plan.runs)
     name = f"{recipe.name}-{plan.scale}"
@@ -50,6 +53,35 @@ def run(wanted: RunArguments) -> int:
         files.write(page, html.report([section.of_record(Record.of(store, plan))]))
     terminal.print_recipe(plan, store, page)
     return 1 if store.failures else 0
+
+
+def _tasks(wanted: RunArguments, plan: ScaledRecipe) -> int:
+    """The table of few-shot learning that a recipe asks for: its cells, one after another."""
+    from flatmin.cli.meta import Progress
+    from flatmin.studies.meta import page, recipes, testing
+    from flatmin.studies.store import files
+    from flatmin.training.errors import InputError
+
+    for flag in ("storage", "checkpoints", "workers"):
+        if getattr(wanted, flag):
+            raise InputError(
+                f"--{flag}: the cells of few-shot learning are done one after another, in their "
+                "folders: leave it out, or share one by torchrun and flatmin meta train"
+            )
+    folder = wanted.out or Path("runs") / f"{plan.recipe.name}-{plan.scale}"
+    found = recipes.run(plan, folder, tell=lambda cell: Progress(f"{cell.at}, {cell.label}: "))
+    tables = testing.tables([tested for _, tested in found])
+    command = f"flatmin run {wanted.recipe} --scale {plan.scale}"
+    said = "\n".join(
+        filter(None, [plan.says, recipes.beside(found), page.markdown(tables, command)])
+    )
+    path = folder / "report.html"
+    with files.told(path, AGAIN):
+        files.write(path, page.page(tables, command))
+        files.write(path.with_suffix(".md"), said)
+    print(said)
+    print(f"flatmin: {path}", file=sys.stderr)
+    return 0
 
 
 def worker(wanted: WorkerArguments) -> int:

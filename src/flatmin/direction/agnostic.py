@@ -10,8 +10,9 @@ from flatmin.engine import check
 from flatmin.engine.vec import ZERO
 
 if TYPE_CHECKING:
-    from flatmin.engine.probe import PassGenerator, Probe
+    from flatmin.engine.probe import PassGenerator
     from flatmin.engine.vec import Vector
+    from flatmin.engine.viewpoint import Viewpoint
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Agnostic(Direction):
         rho1 = self.ratio * rho if self.rho1 is None else self.rho1
         return max(rho1, rho if self.rho2 is None else self.rho2)
 
-    def displacement(self, at: Probe) -> PassGenerator[Vector]:
+    def displacement(self, at: Viewpoint) -> PassGenerator[Vector]:
         if self.auxiliary == "batch":
             eps_v = at.climb((yield from at.auxiliary()), self.rho2)
             v = self._remember(at, (yield from at.auxiliary(eps_v)))
@@ -90,11 +91,11 @@ class Agnostic(Direction):
         ratio = self.ratio if self.rho1 is None else 1.0
         return ratio * at.climb(at.grad, self.rho1) - at.climb(v, self.rho2)
 
-    def learn(self, at: Probe, seen: Vector) -> None:
+    def learn(self, at: Viewpoint, seen: Vector) -> None:
         if self.auxiliary == "previous":
             self._remember(at, seen)
 
-    def _remember(self, at: Probe, gradient: Vector) -> Vector:
+    def _remember(self, at: Viewpoint, gradient: Vector) -> Vector:
         """`v <- beta v + (1 - beta) gradient`."""
         v = gradient
         if self.beta:

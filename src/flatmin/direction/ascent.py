@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from flatmin.direction.base import Direction
 
 if TYPE_CHECKING:
-    from flatmin.engine.probe import Probe
     from flatmin.engine.vec import Vector
+    from flatmin.engine.viewpoint import Viewpoint
 
 
 @dataclass(frozen=True)
@@ -28,5 +28,5 @@ class Ascent(Direction):
         >>> optimizer = flatmin.SharpnessAware(base, direction=flatmin.direction.Ascent())
     """
 
-    def displacement(self, at: Probe) -> Vector:
+    def displacement(self, at: Viewpoint) -> Vector:
         return at.climb(at.grad)

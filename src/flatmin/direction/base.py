@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flatmin.engine.probe import Probe, Result
+    from flatmin.engine.probe import Result
     from flatmin.engine.vec import Vector
+    from flatmin.engine.viewpoint import Viewpoint
 
 
 class Direction:
@@ -42,7 +43,7 @@ class Direction:
         """
         return rho
 
-    def displacement(self, at: Probe) -> Result[Vector]:
+    def displacement(self, at: Viewpoint) -> Result[Vector]:
         """The perturbation `eps`, or the looks that end in it (`g = yield from at.auxiliary()`).
 
         Args:
@@ -50,7 +51,7 @@ class Direction:
         """
         raise NotImplementedError
 
-    def learn(self, at: Probe, seen: Vector) -> None:
+    def learn(self, at: Viewpoint, seen: Vector) -> None:
         """Called with the perturbed gradient, for directions that remember it.
 
         Args:

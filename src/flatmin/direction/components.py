@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from flatmin.direction.base import Direction
 
 if TYPE_CHECKING:
-    from flatmin.engine.probe import PassGenerator, Probe
+    from flatmin.engine.probe import PassGenerator
     from flatmin.engine.vec import Vector
+    from flatmin.engine.viewpoint import Viewpoint
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class FullComponent(Direction):
     def auxiliary_passes(self) -> int:
         return 1
 
-    def displacement(self, at: Probe) -> PassGenerator[Vector]:
+    def displacement(self, at: Viewpoint) -> PassGenerator[Vector]:
         full = yield from at.auxiliary()
         return at.climb(at.cosine(full, at.grad) * full)
 
@@ -72,6 +73,6 @@ class NoiseComponent(Direction):
     def auxiliary_passes(self) -> int:
         return 1
 
-    def displacement(self, at: Probe) -> PassGenerator[Vector]:
+    def displacement(self, at: Viewpoint) -> PassGenerator[Vector]:
         full = yield from at.auxiliary()
         return at.climb(at.grad - at.cosine(full, at.grad) * full)

@@ -10,8 +10,8 @@ from flatmin.engine import check
 from flatmin.engine.vec import ZERO
 
 if TYPE_CHECKING:
-    from flatmin.engine.probe import Probe
     from flatmin.engine.vec import Vector
+    from flatmin.engine.viewpoint import Viewpoint
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Friendly(Direction):
     def buffers(self) -> tuple[str, ...]:
         return ("friendly_mean",)
 
-    def displacement(self, at: Probe) -> Vector:
+    def displacement(self, at: Viewpoint) -> Vector:
         before = at.recall("friendly_mean")
         if self.variant == "released" and before is None:
             at.keep("friendly_mean", at.grad)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from flatmin.direction.base import Direction
 
 if TYPE_CHECKING:
-    from flatmin.engine.probe import PassGenerator, Probe
+    from flatmin.engine.probe import PassGenerator
     from flatmin.engine.vec import Vector
+    from flatmin.engine.viewpoint import Viewpoint
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,6 @@ class OtherBatch(Direction):
     def auxiliary_passes(self) -> int:
         return 1
 
-    def displacement(self, at: Probe) -> PassGenerator[Vector]:
+    def displacement(self, at: Viewpoint) -> PassGenerator[Vector]:
         at.norm(at.grad)  # which ends the step if it is not finite; nothing else is made of it
         return at.climb((yield from at.auxiliary()))

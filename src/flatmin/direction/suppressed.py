@@ -9,8 +9,8 @@ from flatmin.direction.base import Direction
 from flatmin.engine import check
 
 if TYPE_CHECKING:
-    from flatmin.engine.probe import Probe
     from flatmin.engine.vec import Vector
+    from flatmin.engine.viewpoint import Viewpoint
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Suppressed(Direction):
     def buffers(self) -> tuple[str, ...]:
         return ("suppressed_mean",)
 
-    def displacement(self, at: Probe) -> Vector:
+    def displacement(self, at: Viewpoint) -> Vector:
         before = at.recall("suppressed_mean") or at.grad
         mean = (1 - self.theta) * before + self.theta * at.grad
         at.keep("suppressed_mean", mean)

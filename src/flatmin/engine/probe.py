@@ -19,6 +19,7 @@ from flatmin.engine.memory import Memory
 from flatmin.engine.model_state import ModelState
 from flatmin.engine.space import Seen
 from flatmin.engine.vec import TINY, Metric, Scalar, Vector
+from flatmin.engine.viewpoint import Viewpoint
 from flatmin.engine.walk import Walk
 
 BatchName: TypeAlias = Literal["primary", "auxiliary"]
@@ -130,7 +131,7 @@ class DiagonalMetric(Protocol):
     @property
     def trivial(self) -> bool: ...
 
-    def metric(self, at: Probe, j: int) -> Tensor | float: ...
+    def metric(self, at: Viewpoint, j: int) -> Tensor | float: ...
 
 
 class NotFinite(Exception):

@@ -11,7 +11,7 @@ from flatmin.geometry.base import Geometry
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flatmin.engine.probe import Probe
+    from flatmin.engine.viewpoint import Viewpoint
 
 
 @dataclass(frozen=True)
@@ -49,5 +49,5 @@ class Adaptive(Geometry):
     def __post_init__(self) -> None:
         check.at_least_zero("eta", self.eta)
 
-    def metric(self, at: Probe, j: int) -> Tensor:
+    def metric(self, at: Viewpoint, j: int) -> Tensor:
         return at.weights.block(j).abs().add_(self.eta)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flatmin.engine.probe import Probe
+    from flatmin.engine.viewpoint import Viewpoint
 
 
 class Geometry:
@@ -37,7 +37,7 @@ class Geometry:
         """Is `T` 1 everywhere?"""
         return False
 
-    def metric(self, at: Probe, j: int) -> Tensor | float:
+    def metric(self, at: Viewpoint, j: int) -> Tensor | float:
         """`T` at the unperturbed weights, on block `j` of the vector: element by element.
 
         `at.weights.block(j)` and `at.grad.block(j)` are the weights and the gradient there; they
@@ -90,7 +90,7 @@ class Product(Geometry):
     def trivial(self) -> bool:
         return self.first.trivial and self.second.trivial
 
-    def metric(self, at: Probe, j: int) -> Tensor | float:
+    def metric(self, at: Viewpoint, j: int) -> Tensor | float:
         return self.first.metric(at, j) * self.second.metric(at, j)
 
     def require(self, params: Mapping[str, Tensor]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flatmin.geometry.base import Geometry
 
 if TYPE_CHECKING:
-    from flatmin.engine.probe import Probe
+    from flatmin.engine.viewpoint import Viewpoint
 
 
 @dataclass(frozen=True)
@@ -31,5 +31,5 @@ class Euclidean(Geometry):
     def trivial(self) -> bool:
         return True
 
-    def metric(self, at: Probe, j: int) -> float:
+    def metric(self, at: Viewpoint, j: int) -> float:
         return 1.0

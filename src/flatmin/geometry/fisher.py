@@ -11,7 +11,7 @@ from flatmin.geometry.base import Geometry
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flatmin.engine.probe import Probe
+    from flatmin.engine.viewpoint import Viewpoint
 
 
 @dataclass(frozen=True)
@@ -47,5 +47,5 @@ class Fisher(Geometry):
     def __post_init__(self) -> None:
         check.at_least_zero("eta", self.eta)
 
-    def metric(self, at: Probe, j: int) -> Tensor:
+    def metric(self, at: Viewpoint, j: int) -> Tensor:
         return at.grad.block(j).square().mul_(self.eta).add_(1.0).rsqrt_()

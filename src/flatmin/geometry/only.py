@@ -12,7 +12,7 @@ from flatmin.engine import check
 from flatmin.geometry.base import Geometry
 
 if TYPE_CHECKING:
-    from flatmin.engine.probe import Probe
+    from flatmin.engine.viewpoint import Viewpoint
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,7 +79,7 @@ class Only(Geometry):
                 "model, after it was moved, sharded or wrapped"
             )
 
-    def metric(self, at: Probe, j: int) -> Tensor | float:
+    def metric(self, at: Viewpoint, j: int) -> Tensor | float:
         members = at.members(j)
         taken = [self._takes(at.name(i), at.parameter(i)) for i in members]
         if all(taken) or not any(taken):

@@ -11,7 +11,7 @@ from flatmin.geometry.base import Geometry
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flatmin.engine.probe import Probe
+    from flatmin.engine.viewpoint import Viewpoint
 
 
 @dataclass(frozen=True)
@@ -51,5 +51,5 @@ class RandomSubset(Geometry):
     def gain(self) -> float:
         return 1.0 / self.beta
 
-    def metric(self, at: Probe, j: int) -> Tensor:
+    def metric(self, at: Viewpoint, j: int) -> Tensor:
         return at.each(j, lambda i: float(random.uniform(self.seed, at.step, i) < self.beta))

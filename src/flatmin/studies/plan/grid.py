@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from flatmin import methods
 from flatmin.studies.plan import estimate, tuning, yamlfile
 from flatmin.studies.plan.estimate import Estimate
+from flatmin.studies.plan.fewshot import FewShot
 from flatmin.studies.plan.schema import (
     AtScale,
     Changes,
@@ -69,6 +70,10 @@ class ScaledRecipe:
             self._check_size()
             for run in self.runs:
                 _require_data(run.data)
+            if "meta" in self.recipe.needs:
+                for setting in self.settings:
+                    for changes in setting.changes.values():
+                        FewShot.of(changes, 0)
         except ValueError as error:
             raise InputError(f"{self.scale}: {error}") from None
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from flatmin.training.data.decoding import Encoded, Form, Part
 from flatmin.training.data.folders import Tree
 from flatmin.training.data.layouts import (
+    VALIDATED,
     Content,
     PathList,
-    by_class,
     content,
     images_of,
     listed,
@@ -198,20 +198,30 @@ def omniglot(tree: Tree, form: Form) -> Content:
 
 
 def mini_imagenet(tree: Tree, form: Form) -> Content:
-    """images/ with train.csv and test.csv (Ravi and Larochelle, 2017), or train/ and test/.
+    """images/ with train.csv, val.csv and test.csv (Ravi and Larochelle, 2017), or train/ … test/.
 
-    64 classes for training episodes, 20 others for tests; the 16 for validation are left out.
+    64 classes for training episodes, 20 others for tests, and 16 to validate on, which are part of
+    the training images and named apart. Copies without the latter are read as well.
     """
     parts = split(tree.unwrapped(), ("test",))
     if parts:
-        return by_class(*parts, form, disjoint=True)
+        train, test = map(listed, parts)
+        folder = next((name for name in VALIDATED if name in tree.unwrapped().folders), None)
+        held = listed(tree.unwrapped().below(folder)) if folder else PathList([], [])
+        return content(_joined(train, held), test, form, validation=set(held.labels))
     images = tree.below("images")
 
     def listing(part: str) -> PathList:
         rows = list(csv.reader(_lines(tree[f"{part}.csv"])))[1:]
         return PathList([images[row[0]] for row in rows], [row[1] for row in rows])
 
-    return content(listing("train"), listing("test"), form)
+    held = listing("val") if tree.get("val.csv") else PathList([], [])
+    train = _joined(listing("train"), held)
+    return content(train, listing("test"), form, validation=set(held.labels))
+
+
+def _joined(first: PathList, second: PathList) -> PathList:
+    return PathList([*first.images, *second.images], [*first.labels, *second.labels])
 
 
 def _has_classes(tree: Tree) -> bool:

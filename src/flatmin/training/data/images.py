@@ -38,6 +38,7 @@ class ImageData:
         train_labels, test_labels: int64 (n,).
         train_rows: int64 (n,), where each training image stood in the whole training set.
         margin: pixels by which the images are larger than what a model sees of them.
+        validation: names of the training classes that are to validate on, where the set says so.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ImageData:
     test_labels: Tensor
     train_rows: Tensor
     margin: int = 0
+    validation: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -122,6 +124,7 @@ def load(
         test_labels=test.labels,
         train_rows=rows,
         margin=margin,
+        validation=content.validation,
     )
 
 

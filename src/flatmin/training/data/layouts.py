@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,9 @@ from flatmin.training.errors import InputError
 TESTED = ("test", "val", "validation", "valid")
 """What the part to test on may be called; the first that is there counts."""
 
+VALIDATED = ("validation", "val", "valid")
+"""What a part of other classes may be called, to validate on."""
+
 
 @dataclass(frozen=True)
 class Content:
@@ -23,11 +26,14 @@ class Content:
     Fields:
         classes: their names, by label.
         train, test: one of them may be empty.
+        validation: names of the classes of `train` that are to validate on, where tasks are drawn
+            from classes.
     """
 
     classes: tuple[str, ...]
     train: Part
     test: Part
+    validation: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,10 +55,18 @@ class PathList:
         return Part.encoded(labels, self.images, form)
 
 
-def content(train: PathList, test: PathList, form: Form, classes: Sequence[str] = ()) -> Content:
+def content(
+    train: PathList,
+    test: PathList,
+    form: Form,
+    classes: Sequence[str] = (),
+    validation: Iterable[str] = (),
+) -> Content:
     """Two listings with `classes`, or the classes of both in alphabetical order."""
     classes = tuple(classes or sorted({*train.labels, *test.labels}))
-    return Content(classes, train.part(classes, form), test.part(classes, form))
+    return Content(
+        classes, train.part(classes, form), test.part(classes, form), tuple(sorted(validation))
+    )
 
 
 def split(tree: Tree, names: Sequence[str] = TESTED) -> tuple[Tree, Tree] | None:
@@ -63,20 +77,19 @@ def split(tree: Tree, names: Sequence[str] = TESTED) -> tuple[Tree, Tree] | None
     return None
 
 
-def by_class(train: Tree, test: Tree, form: Form | int, *, disjoint: bool = False) -> Content:
+def by_class(train: Tree, test: Tree, form: Form | int) -> Content:
     """The images of `<class>/*` in two trees.
 
     Args:
         train: folders of classes.
         test: the same.
         form: of the images, or the largest side that they may have; see `common_form`.
-        disjoint: whether the classes of one differ from those of the other, as for episodes.
 
     Raises InputError where the classes do not fit together.
     """
     listings = listed(train), listed(test)
     found, others = (set(listing.labels) for listing in listings)
-    if found != others and not disjoint:
+    if found != others:
         differing = ", ".join(sorted(found ^ others)[:10])
         raise InputError(f"{train.where} and {test.where} differ in the classes {differing}")
     if isinstance(form, int):

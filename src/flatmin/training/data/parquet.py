@@ -26,7 +26,9 @@ def holds(folder: Path) -> bool:
     return bool(_found(folder, "train"))
 
 
-def read_images(folder: Path, form: Form | int, names: Sequence[str] = TESTED) -> Content:
+def read_images(
+    folder: Path, form: Form | int, names: Sequence[str] = TESTED, validated: Sequence[str] = ()
+) -> Content:
     """An image set.
 
     The columns may be called `image` or `img`, and `label` or `fine_label`. Files that
@@ -36,10 +38,13 @@ def read_images(folder: Path, form: Form | int, names: Sequence[str] = TESTED) -
         folder: that holds `train*.parquet` and `test*.parquet`, or below which they are.
         form: of the images, or the largest side that they may have; see `common_form`.
         names: under which the test part is looked for, the preferred one first.
+        validated: names of a part whose classes are to validate on, where tasks are drawn from
+            classes; it becomes part of the training images.
 
     Raises InputError where something is missing or cannot be read.
     """
-    train_files = _files(folder, "train")
+    held = next((found for name in validated if (found := _found(folder, name))), list[Path]())
+    train_files = [*_files(folder, "train"), *held]
     test = next((name for name in names if _found(folder, name)), names[0])
     train, label, training = _part(folder, train_files)
     _, _, testing = _part(folder, _files(folder, test))
@@ -54,7 +59,13 @@ def read_images(folder: Path, form: Form | int, names: Sequence[str] = TESTED) -
         )
     if len(classes) < 2:
         raise InputError(f"{folder} has a single class: expected at least 2")
-    return Content(classes, Part.encoded(*training, form), Part.encoded(*testing, form))
+    labels = set(map(int, _part(folder, held)[2][0])) if held else set[int]()
+    return Content(
+        classes,
+        Part.encoded(*training, form),
+        Part.encoded(*testing, form),
+        tuple(sorted(classes[label] for label in labels)),
+    )
 
 
 def read_labels(folder: Path, columns: Sequence[str]) -> dict[str, Tensor]:

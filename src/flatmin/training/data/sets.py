@@ -26,6 +26,7 @@ class NamedSet:
         original: reads these; None where they are folders by class.
         photographs: whether the images have many sizes, and so can be decoded to any.
         tested: names of the part to test on, the preferred one first.
+        validated: names of a part of other classes to validate on.
     """
 
     form: Form
@@ -33,6 +34,7 @@ class NamedSet:
     original: Callable[[Tree, Form], Content] | None = None
     photographs: bool = False
     tested: Sequence[str] = layouts.TESTED
+    validated: Sequence[str] = ()
 
 
 NAMED_SETS: Mapping[str, NamedSet] = {
@@ -117,10 +119,11 @@ NAMED_SETS: Mapping[str, NamedSet] = {
     ),
     "mini-imagenet": NamedSet(
         Form(3, 84),
-        "train/ and test/ by class, or images/ with train.csv and test.csv from "
+        "train/, val/ and test/ by class, or images/ with train.csv, val.csv and test.csv from "
         "https://github.com/twitter-research/meta-learning-lstm",
         archives.mini_imagenet,
         photographs=True,
+        validated=layouts.VALIDATED,
     ),
 }
 """By name."""
@@ -179,7 +182,7 @@ def read(name: str, root: Path | None = None, size: int | None = None) -> Conten
         form = Form(form.channels, side + margin(side))
     folder = folder_of(name, root)
     if parquet.holds(folder):
-        content = parquet.read_images(folder, form, wanted.tested)
+        content = parquet.read_images(folder, form, wanted.tested, wanted.validated)
         return _numbered(content, folder) if name == "imagenet" else content
     tree = Tree.of(folder)
     parts = split(tree.unwrapped(), wanted.tested)

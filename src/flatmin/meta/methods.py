@@ -1,0 +1,151 @@
+"""The named ways of learning to learn: choices of `MetaLearner`'s options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+from torch import nn
+from typing_extensions import Unpack
+
+from flatmin.meta.batching import Batching
+from flatmin.meta.learner import MetaLearner, Sharpness
+from flatmin.meta.weights import Loss
+
+
+class Options(TypedDict, total=False):
+    """What every one takes beside its own; see `MetaLearner`."""
+
+    adapted: Sequence[str] | None
+    learned_rates: bool
+    batching: Batching
+    shared: bool
+
+
+def MAML(
+    model: nn.Module,
+    loss: Loss,
+    inner_lr: float,
+    steps: int,
+    first_order: bool = False,
+    **options: Unpack[Options],
+) -> MetaLearner:
+    """Weights from which a few gradient steps fit a new task.
+
+        theta_(k+1) = theta_k - a ∇L(theta_k; support)
+        theta <- theta - b ∇ mean L(theta_n; query)
+
+    Args:
+        model: any module that normalises by batch statistics, if at all.
+        loss: of its outputs and the targets, a number.
+        inner_lr: the step size `a`, above 0; 0.01 to 0.4 in the literature.
+        steps: inner steps, at least 1; 1 or 5 in the literature.
+        first_order: True takes inner gradients for constants, at about half the cost.
+        options: see `MetaLearner`.
+
+    Cost: `steps + 1` gradients a task, the inner ones differentiated once more.
+    Reference: Finn et al., Model-Agnostic Meta-Learning, ICML 2017, arXiv:1703.03400.
+    """
+    return MetaLearner(model, loss, inner_lr, steps, first_order, **options)
+
+
+def SharpMAML(
+    model: nn.Module,
+    loss: Loss,
+    inner_lr: float,
+    steps: int,
+    first_order: bool = False,
+    *,
+    lower: Sharpness | None = None,
+    upper: Sharpness | None = None,
+    through_perturbation: bool = True,
+    **options: Unpack[Options],
+) -> MetaLearner:
+    """MAML that looks around before it steps: in the inner loop, in the outer one, or in both.
+
+        lower:  theta_(k+1) = theta_k - a ∇L(theta_k + eps(theta_k); support)
+        upper:  theta <- theta - b ∇M(theta + eps(∇M(theta))),   M the meta-loss
+
+    With `Sharpness.named("agnostic-sam", rho)` below, the support set is both batches, and an inner
+    step takes three gradients, as the Agnostic-SAM paper says; Align-SAM likewise.
+
+    Args:
+        model: any module that normalises by batch statistics, if at all.
+        loss: of its outputs and the targets, a number.
+        inner_lr: the step size `a`, above 0; 0.01 to 0.4 in the literature.
+        steps: inner steps, at least 1; 1 or 5 in the literature.
+        first_order: True takes inner gradients for constants, at about half the cost.
+        lower: where inner steps look; 0.0005 is Sharp-MAML's radius on Mini-ImageNet.
+        upper: where meta-steps look: the optimizer that `learner.optimizer(base)` makes.
+        through_perturbation: whether gradients flow through `eps`, as in the released code;
+            False takes it for a constant.
+        options: see `MetaLearner`.
+
+    Raises ValueError where there is neither `lower` nor `upper`.
+
+    Cost: an inner step takes two gradients with SAM below and three with Agnostic-SAM; SAM above
+        runs everything twice.
+    Reference: Abbas et al., Sharp-MAML, ICML 2022, arXiv:2206.03996; Agnostic-SAM,
+        arXiv:2406.07107, tables 6 and 7.
+    """
+    if lower is None and upper is None:
+        raise ValueError(
+            "Sharp-MAML looks in the inner loop, in the outer loop or in both: give lower=, upper="
+            " or both, as in lower=Sharpness(0.0005), or use MAML"
+        )
+    return MetaLearner(
+        model,
+        loss,
+        inner_lr,
+        steps,
+        first_order,
+        lower=lower,
+        upper=upper,
+        through_perturbation=through_perturbation,
+        **options,
+    )
+
+
+def FOMAML(
+    model: nn.Module, loss: Loss, inner_lr: float, steps: int, **options: Unpack[Options]
+) -> MetaLearner:
+    """MAML with the inner gradients taken for constants (Finn et al. 2017, §5.2)."""
+    return MetaLearner(model, loss, inner_lr, steps, first_order=True, **options)
+
+
+def ANIL(
+    model: nn.Module,
+    loss: Loss,
+    inner_lr: float,
+    steps: int,
+    first_order: bool = False,
+    **options: Unpack[Options],
+) -> MetaLearner:
+    """MAML whose inner steps move the last layer alone (Raghu et al. 2020, arXiv:1909.09157).
+
+    The last layer is the module that holds the last parameter; `adapted=` names another choice.
+    """
+    if "adapted" not in options:
+        names = [name for name, p in model.named_parameters() if p.requires_grad]
+        head = names[-1].rpartition(".")[0] if names else ""
+        options["adapted"] = [name for name in names if name.rpartition(".")[0] == head]
+    return MetaLearner(model, loss, inner_lr, steps, first_order, **options)
+
+
+def MetaSGD(
+    model: nn.Module,
+    loss: Loss,
+    inner_lr: float,
+    steps: int = 1,
+    first_order: bool = False,
+    **options: Unpack[Options],
+) -> MetaLearner:
+    """MAML that learns a step size for each weight (Li et al. 2017, arXiv:1707.09835).
+
+    They start at `inner_lr`, and are among `learner.parameters()`.
+    """
+    options["learned_rates"] = True
+    return MetaLearner(model, loss, inner_lr, steps, first_order, **options)
+
+
+__all__ = ["ANIL", "FOMAML", "MAML", "MetaSGD", "Options", "SharpMAML"]

@@ -1,0 +1,91 @@
+"""What few-shot trainings have found, for people: a page, and the same as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from flatmin.studies.meta.testing import Line, Table
+from flatmin.studies.report import html, text
+
+WIDTH, HEIGHT = 640, 200
+COLOURS = ("#3366cc", "#dc3912", "#109618", "#990099", "#ff9900", "#0099c6", "#dd4477", "#66aa00")
+
+
+def markdown(tables: Sequence[Table], command: str) -> str:
+    """Tables for a document, with the command that makes them."""
+    parts: list[str] = []
+    for table in tables:
+        parts += [
+            f"## {table.shows}",
+            "",
+            note(table),
+            "",
+            "| method | seeds | best on validation | last | − first | seconds | diverged |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+            *("| " + " | ".join(cells(line)) + " |" for line in table.lines),
+            "",
+        ]
+    return "\n".join([*parts, "```console", f"$ {command}", "```", ""])
+
+
+def page(tables: Sequence[Table], command: str) -> str:
+    """The HTML document, in the form of all reports."""
+    return html.page(
+        "meta.html",
+        [],
+        tables=[(table, note(table), [cells(line) for line in table.lines]) for table in tables],
+        curves=[curve(table) for table in tables],
+        command=command,
+    )
+
+
+def note(table: Table) -> str:
+    """What the numbers are."""
+    return (
+        f"Accuracy in percent over {table.tasks} test tasks, the same for all; ± is half of the "
+        f"95 % interval over tasks. Differences to the first are paired over the tasks; bold where "
+        f"the interval leaves out zero."
+    )
+
+
+def cells(line: Line) -> list[str]:
+    """A line as text, Markdown's bold included."""
+    gap = ""
+    if line.gap is not None:
+        gap = f"{text.signed(line.gap.mean, 2)} [{line.gap.low:+.2f}, {line.gap.high:+.2f}]"
+        gap = f"**{gap}**" if line.gap.distinct else gap
+    best, last = (f"{mean:.2f} ± {half:.2f}" for mean, half in (line.best, line.last))
+    seeds = ", ".join(map(str, line.seeds))
+    return [line.title, seeds, best, last, gap, f"{line.seconds:.0f}", str(line.diverged)]
+
+
+def curve(table: Table) -> Markup:
+    """The validation accuracy over meta-steps, one line a method (its first seed)."""
+    rows = [row for history in table.curves.values() for row in history]
+    if len({row.step for row in rows}) < 2:
+        return Markup("")
+    most = max(row.step for row in rows)
+    low, high = min(row.accuracy for row in rows), max(row.accuracy for row in rows)
+    height = max(high - low, 1e-9)
+
+    def at(step: int, accuracy: float) -> str:
+        return f"{WIDTH * step / most:.1f},{HEIGHT - HEIGHT * (accuracy - low) / height:.1f}"
+
+    drawn = Markup("")
+    for (title, history), colour in zip(
+        table.curves.items(), COLOURS * (1 + len(table.curves) // len(COLOURS)), strict=False
+    ):
+        points = " ".join(at(row.step, row.accuracy) for row in history)
+        drawn += Markup(
+            '<polyline fill="none" stroke="{}" stroke-width="2" points="{}"><title>{}</title>'
+            "</polyline>"
+        ).format(colour, points, title)
+    label = Markup(
+        '<text x="0" y="{}" fill="currentColor" font-size="12">validation accuracy, {} to {} %, '
+        "over {} meta-steps</text>"
+    ).format(HEIGHT + 16, f"{low:.1f}", f"{high:.1f}", most)
+    return Markup('<svg viewBox="0 0 {} {}" role="img" width="100%">{}{}</svg>').format(
+        WIDTH, HEIGHT + 20, drawn, label
+    )

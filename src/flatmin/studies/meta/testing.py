@@ -1,0 +1,167 @@
+"""A few-shot test: the same tasks for every method, and methods paired over them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flatmin.studies.meta import training
+from flatmin.studies.meta.pools import Pools
+from flatmin.studies.plan.fewshot import FewShot
+from flatmin.studies.report.statistics import Difference, Spread, paired
+from flatmin.studies.store import files
+from flatmin.training.errors import InputError
+from flatmin.training.processes import ProcessGroup
+
+RESULT = "test.json"
+
+
+@dataclass(frozen=True)
+class Tested:
+    """One training and what its models reach on the test tasks, task by task in percent.
+
+    Fields:
+        settings: of the training.
+        best: of the model that was best on the validation classes.
+        last: of that after the last meta-step.
+        history: of the validation.
+    """
+
+    settings: FewShot
+    best: tuple[float, ...]
+    last: tuple[float, ...]
+    history: Sequence[training.Validation]
+
+
+def measured(
+    wanted: FewShot, pools: Pools, folder: Path, group: ProcessGroup | None = None
+) -> Tested:
+    """Measure the finished training in `folder`, and keep it there; once measured it is read."""
+    group = group or ProcessGroup.here()
+    key = f"{wanted.key}-{pools.fingerprint}"
+    kept = group.from_leader(_kept(folder / RESULT, key))
+    if kept is None:
+        tasks = pools.test.batch(0, wanted.test_tasks)
+        kept = dict[str, Any](key=key)
+        for name, learner in training.models(wanted, pools, folder).items():
+            learner.to(group.device)
+            kept[name] = training.accuracies(
+                learner,
+                tasks,
+                group,
+                steps=wanted.test_steps or None,
+                plainly=wanted.plain_test,
+            )
+        if group.leads:
+            with files.told(folder / RESULT, "make room there, and run the same again"):
+                files.write(folder / RESULT, files.as_json(kept))
+    return Tested(wanted, tuple(kept["best"]), tuple(kept["last"]), training.history(folder))
+
+
+def _kept(path: Path, key: str) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content if content["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method on one problem.
+
+    Fields:
+        title: of the method.
+        seeds: of its trainings.
+        best, last: mean accuracy in percent, with half of its 95 % interval over the tasks.
+        gap: best minus that of the first method, paired over the tasks that both were tested on;
+            None for the first.
+        seconds: mean time of the meta-steps of a training.
+        diverged: training tasks left out, over all seeds.
+    """
+
+    title: str
+    seeds: tuple[int, ...]
+    best: tuple[float, float]
+    last: tuple[float, float]
+    gap: Difference | None
+    seconds: float
+    diverged: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """All methods on one problem, the first being what the others are compared with."""
+
+    shows: str
+    tasks: int
+    lines: tuple[Line, ...]
+    curves: Mapping[str, Sequence[training.Validation]]
+
+
+def tables(tested: Sequence[Tested]) -> list[Table]:
+    """One table a problem; trainings that differ in the seed alone are one line.
+
+    The accuracy of a task is its mean over the seeds; the interval is over tasks, and so it says
+    how far these trained models differ, and with one seed not how far trainings would.
+    """
+    if not tested:
+        raise InputError("nothing is tested: give at least one folder of flatmin meta train")
+    problems: dict[Any, dict[FewShot, list[Tested]]] = {}
+    for each in tested:
+        methods = problems.setdefault(each.settings.problem, {})
+        methods.setdefault(replace(each.settings, seed=0), []).append(each)
+    return [_table(_titled(methods)) for methods in problems.values()]
+
+
+def _titled(methods: Mapping[FewShot, list[Tested]]) -> dict[str, list[Tested]]:
+    """By the title of the method; of two that share it, the second says how it differs."""
+    found: dict[str, list[Tested]] = {}
+    firsts: dict[str, FewShot] = {}
+    for wanted, members in methods.items():
+        title = wanted.title
+        first = firsts.setdefault(title, wanted)
+        differing = [
+            f"{name} {value}"
+            for name, value in wanted.as_data().items()
+            if first.as_data()[name] != value
+        ]
+        found[f"{title}, {', '.join(differing)}" if differing else title] = members
+    return found
+
+
+def _table(methods: Mapping[str, Sequence[Tested]]) -> Table:
+    lines: list[Line] = []
+    first: list[float] | None = None
+    for title, members in methods.items():
+        best, last = (
+            _by_task([getattr(each, kind) for each in members]) for kind in ("best", "last")
+        )
+        gap = None if first is None else _paired(best, first)
+        first = best if first is None else first
+        histories = [each.history for each in members if each.history]
+        lines.append(
+            Line(
+                title,
+                tuple(sorted(each.settings.seed for each in members)),
+                (Spread.of(best).mean, training.half_width(best)),
+                (Spread.of(last).mean, training.half_width(last)),
+                gap,
+                Spread.of([rows[-1].seconds for rows in histories]).mean,
+                sum(rows[-1].diverged for rows in histories),
+            )
+        )
+    some = next(iter(methods.values()))[0]
+    curves = {title: members[0].history for title, members in methods.items()}
+    return Table(some.settings.shows, len(some.best), tuple(lines), curves)
+
+
+def _by_task(seeds: Sequence[Sequence[float]]) -> list[float]:
+    return [sum(values) / len(values) for values in zip(*seeds, strict=True)]
+
+
+def _paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
+    return paired(dict(enumerate(ours)), dict(enumerate(theirs)))

@@ -1,0 +1,330 @@
+"""Few-shot learning from settings to a page: what resumes, what is refused, what is compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import originals
+import pictures
+import pytest
+import torch
+import torchrun
+
+from flatmin.cli import main
+from flatmin.meta import EpisodeSampler
+from flatmin.studies.meta import page, pools, testing, training
+from flatmin.studies.meta.pools import Pools
+from flatmin.studies.plan import recipe as recipes
+from flatmin.studies.plan.fewshot import FewShot
+from flatmin.studies.plan.recipe import Recipe
+from flatmin.training.errors import InputError
+
+SMALL = FewShot(
+    ways=3,
+    queries=2,
+    tasks=4,
+    steps=6,
+    filters=4,
+    validate_every=2,
+    validation_tasks=4,
+    test_tasks=8,
+    rotations="none",
+)
+
+
+def drawn(seed: int = 0) -> Pools:
+    """Tasks of noise around a pattern for each class: enough for a network to learn from."""
+    torch.manual_seed(0)
+    patterns = torch.randn(12, 1, 28, 28)
+    y = torch.arange(12).repeat_interleave(6)
+    x = patterns[y] + 0.5 * torch.randn(72, 1, 28, 28)
+
+    def sampler(classes: range, seed: int) -> EpisodeSampler:
+        kept = torch.isin(y, torch.tensor(list(classes)))
+        return EpisodeSampler(x[kept], y[kept], 3, 1, 2, seed=seed)
+
+    return Pools(
+        sampler(range(6), seed), sampler(range(6, 9), 7), sampler(range(9, 12), 8), 1, 28, "drawn"
+    )
+
+
+def weights(learner: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in learner.parameters()])
+
+
+class Killed(BaseException):
+    """What ends a training at a step, wherever it is."""
+
+
+def killed_at(step: int):
+    def tell(wanted, now, loss, history, form):
+        if now == step:
+            raise Killed
+
+    return tell
+
+
+@pytest.mark.parametrize("level", ("low", "both"))
+def test_a_training_that_is_killed_goes_on_bit_for_bit(level: str, tmp_path: Path):
+    wanted = dataclasses.replace(SMALL, method="friendly-sam", level=level, rho=0.05)
+    whole = training.train(wanted, drawn(), tmp_path / "whole", batching="loop")
+    for step in (1, 3, 5):
+        with pytest.raises(Killed):
+            training.train(
+                wanted,
+                drawn(),
+                tmp_path / "parts",
+                batching="loop",
+                tell=killed_at(step),
+                checkpoint_steps=2,
+            )
+    parts = training.train(wanted, drawn(), tmp_path / "parts", batching="loop", checkpoint_steps=2)
+    assert torch.equal(weights(whole), weights(parts))
+    histories = [training.history(tmp_path / name) for name in ("whole", "parts")]
+    assert [(h.step, h.accuracy, h.loss) for h in histories[0]] == [
+        (h.step, h.accuracy, h.loss) for h in histories[1]
+    ]
+    assert [h.step for h in histories[0]] == [2, 4, 6]
+    models = [training.models(wanted, drawn(), tmp_path / name) for name in ("whole", "parts")]
+    for name in ("best", "last"):
+        assert torch.equal(weights(models[0][name]), weights(models[1][name]))
+    assert torch.equal(weights(models[0]["last"]), weights(whole))
+
+
+def test_the_model_is_chosen_on_the_validation_classes(tmp_path: Path):
+    wanted = dataclasses.replace(SMALL, steps=8, lr=0.05)
+    training.train(wanted, drawn(), tmp_path, batching="loop")
+    history = training.history(tmp_path)
+    best = max(history, key=lambda row: row.accuracy)
+    models = training.models(wanted, drawn(), tmp_path)
+    tasks = drawn().validation.batch(0, wanted.validation_tasks)
+    found = training.accuracies(models["best"], tasks, training.ProcessGroup.here("cpu"))
+    assert sum(found) / len(found) == pytest.approx(best.accuracy)
+
+
+def test_two_processes_share_the_tasks_of_a_training(request: pytest.FixtureRequest):
+    folder = torchrun.launched(request, "torchrun_meta.py", 2)
+    files = torchrun.read(folder, ["rank-0.pt", "rank-1.pt"])
+    ours, theirs = (torch.load(file, weights_only=True) for file in files)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    alone = training.train(
+        dataclasses.replace(SMALL, method="sam", level="both", rho=0.05),
+        drawn(),
+        folder / "alone",
+        batching="loop",
+    )
+    # not of the weights: Adam makes steps of the rounding of biases whose gradient is zero
+    losses = alone.evaluate(drawn().test.batch(0, 8)).losses
+    assert torch.allclose(ours["losses"], losses, rtol=0, atol=1e-4)
+    rows = training.history(folder / "run"), training.history(folder / "alone")
+    assert [row.accuracy for row in rows[0]] == pytest.approx([row.accuracy for row in rows[1]])
+
+
+def test_methods_are_paired_over_the_same_tasks(tmp_path: Path):
+    tested = []
+    for method, seed in (("sgd", 0), ("sgd", 1), ("agnostic-sam", 0), ("agnostic-sam", 1)):
+        wanted = dataclasses.replace(SMALL, method=method, rho=0.05, seed=seed, steps=2)
+        folder = tmp_path / f"{method} {seed}"
+        training.train(wanted, drawn(seed), folder, batching="loop")
+        tested.append(testing.measured(wanted, drawn(seed), folder))
+        again = testing.measured(wanted, drawn(seed), folder)
+        assert again == tested[-1]
+        assert len(again.best) == len(again.last) == 8
+    (table,) = testing.tables(tested)
+    first, second = table.lines
+    assert (first.title, second.title) == ("MAML", "MAML with Agnostic-SAM (low, ρ 0.05)")
+    assert first.seeds == second.seeds == (0, 1)
+    by_task = [
+        [(a + b) / 2 for a, b in zip(x.best, y.best, strict=True)]
+        for x, y in (tested[:2], tested[2:])
+    ]
+    gaps = torch.tensor([b - a for a, b in zip(*by_task, strict=True)], dtype=torch.float64)
+    assert second.gap.mean == pytest.approx(float(gaps.mean()), abs=1e-9)
+    half = 2.364624 * float(gaps.std()) / math.sqrt(8)  # Student's t, 7 degrees of freedom
+    assert second.gap.high - second.gap.mean == pytest.approx(half, abs=1e-4)
+    said = page.markdown([table], "flatmin meta test a b")
+    assert "| MAML | 0, 1 |" in said
+    assert "$ flatmin meta test a b" in said
+    text = page.page([table], "flatmin meta test a b")
+    assert "MAML with Agnostic-SAM (low, ρ 0.05)" in text
+
+
+def test_lines_that_differ_in_a_setting_say_so():
+    plain = testing.Tested(SMALL, (50.0, 60.0), (50.0, 60.0), [])
+    longer = testing.Tested(dataclasses.replace(SMALL, steps=9), (60.0, 70.0), (60.0, 70.0), [])
+    other = testing.Tested(dataclasses.replace(SMALL, ways=2), (60.0, 70.0), (60.0, 70.0), [])
+    first, second = testing.tables([plain, longer, other])
+    assert [line.title for line in first.lines] == ["MAML", "MAML, steps 9"]
+    assert [line.title for line in second.lines] == ["MAML"]
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    "changes, line",
+    (
+        (
+            {"data": "omniglott"},
+            "unknown data set for episodes 'omniglott': did you mean omniglot?",
+        ),
+        ({"split": "ravi"}, "unknown split of omniglot 'ravi'"),
+        ({"method": "ae-sam"}, "has a policy of its own"),
+        ({"method": "sammy"}, "unknown method 'sammy'"),
+        ({"level": "above"}, "unknown level 'above'"),
+        ({"ways": 0}, "ways must be a whole number of at least 1, got 0"),
+        ({"shots": 1.5}, "shots must be a whole number"),
+        ({"rho": -1.0}, "rho must be a number of at least 0"),
+        ({"inner_lr": "fast"}, "inner_lr must be a number above 0"),
+        ({"first_order": 1}, "first_order must be true or false"),
+        ({"test_tasks": 1}, "an interval takes at least 2 tasks"),
+    ),
+)
+def test_settings_that_cannot_be_are_one_line(changes: dict, line: str):
+    with pytest.raises(InputError, match=line) as caught:
+        FewShot(**changes).checked()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_holds_one_training(tmp_path: Path):
+    training.begin(SMALL, tmp_path)
+    training.begin(SMALL, tmp_path)
+    with pytest.raises(InputError, match="another steps: give another folder"):
+        training.begin(dataclasses.replace(SMALL, steps=7), tmp_path)
+    with pytest.raises(InputError, match="is at meta-step 0 of 6: finish it"):
+        training.models(SMALL, drawn(), tmp_path)
+    (tmp_path / training.SETTINGS).write_text(json.dumps({"way": 5}))
+    with pytest.raises(InputError, match="cannot be read"):
+        training.settings(tmp_path)
+    with pytest.raises(InputError, match=r"no settings.json in .*: give a folder of"):
+        training.settings(tmp_path / "nothing")
+
+
+META = [name for name in recipes.names() if "meta" in Recipe.find(name).needs]
+
+
+def test_there_are_four_recipes_of_few_shot_learning():
+    assert len(META) == 4
+
+
+@pytest.mark.parametrize("name", META)
+def test_a_typo_under_meta_is_refused(name: str, tmp_path: Path):
+    path = recipes.folder() / f"{name}.yaml"
+    text = path.read_text()
+    for before, after, line in (
+        ("inner_steps:", "inner_step:", "full: meta: unknown option 'inner_step'.*inner_steps"),
+        ("tasks: ", "tasks: -", "full: tasks must be a whole number"),
+        ("model: conv4", "model: conv5", "unknown model for episodes 'conv5'"),
+    ):
+        assert before in text
+        copy = tmp_path / path.name
+        copy.write_text(text.replace(before, after, 1))
+        with pytest.raises(InputError, match=line):
+            Recipe.load(copy)
+
+
+# From real files
+
+
+@pytest.fixture
+def omniglot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two alphabets to train and validate on, one to test on; four drawings of each character."""
+    names = [f"{a}/character0{c}" for a in ("Greek", "Korean", "Tagalog") for c in range(1, 4)]
+    for part, labels in (("train", range(6)), ("test", range(6, 9))):
+        at = [label for label in labels for _ in range(4)]
+        shown = [pictures.encoded(pictures.picture(20 * label, (28, 28), "L")) for label in at]
+        pictures.write_parquet(tmp_path / "data" / "omniglot" / f"{part}.parquet", shown, at, names)
+    monkeypatch.setenv("FLATMIN_DATA", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    pools._loaded.cache_clear()
+    return tmp_path
+
+
+SHORT = (
+    *("--ways", "3", "--queries", "2", "--tasks", "2", "--steps", "2", "--filters", "2"),
+    *("--validate-every", "1", "--validation-tasks", "2", "--test-tasks", "3"),
+    *("--rotations", "none", "--batching", "loop"),
+)
+
+
+def test_the_commands_train_resume_and_test(omniglot: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["meta", "train", *SHORT, "--out", "a"]) == 0
+    assert main(["meta", "train", *SHORT, "--method", "sam", "--rho", "0.01", "--out", "b"]) == 0
+    assert main(["meta", "train", *SHORT, "--out", "a"]) == 0  # nothing is left to do
+    said = capsys.readouterr().err
+    assert "meta-step 2 of 2: loss" in said
+    assert said.count("meta-step") == 4
+    assert main(["meta", "test", "a", "b"]) == 0
+    out = capsys.readouterr().out
+    assert "omniglot (at-hand), 3 ways 1 shot" in out
+    assert "| Sharp-MAML (low, ρ 0.01) | 0 |" in out
+    assert (omniglot / "a" / "report.html").exists()
+    assert (omniglot / "a" / "report.md").read_text() in out
+    assert main(["meta", "test", "."]) == 0  # all that are in a folder
+    assert capsys.readouterr().out.count("| 0 |") >= 2
+
+
+@pytest.mark.parametrize(
+    "flags, line",
+    (
+        (("--ways", "4"), "omniglot: train classes: 4 ways ask for more classes than the 3"),
+        (("--queries", "5"), "omniglot: train classes: 1 shots and 5 queries take 6 samples"),
+        (("--split", "vinyals"), "needs all 1623 characters"),
+        (("--method", "gsam"), "has a descent of its own"),
+        (("--batching", "0"), "--batching 0: give auto, loop, vmap"),
+        (("--data", "cifar-fs"), "no data for cifar100"),
+    ),
+)
+def test_what_cannot_be_trained_is_one_line(
+    flags: tuple[str, ...], line: str, omniglot: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["meta", "train", *SHORT, *flags]) == 2
+    said = capsys.readouterr().err
+    assert line in said
+    assert said.count("\n") == 1
+
+
+def test_no_class_is_in_two_pools_and_ink_is_one(omniglot: Path):
+    wanted = FewShot(ways=3, queries=2, rotations="none")
+    found = Pools.load(wanted)
+    shades = [
+        {float(x) for x in sampler[0].support_x[:, 0, 14, 14]}
+        for sampler in (found.train, found.validation, found.test)
+    ]
+    labels = (range(3), range(3, 6), range(6, 9))  # Greek, Korean, Tagalog
+    expected = [{1 - 20 * label / 255 for label in part} for part in labels]
+    for ours, theirs in zip(shades, expected, strict=True):
+        assert sorted(ours) == pytest.approx(sorted(theirs), abs=0.01)
+    # the tests are the same whatever the seed of the weights
+    other = Pools.load(dataclasses.replace(wanted, seed=3))
+    assert torch.equal(other.test[5].query_x, found.test[5].query_x)
+    assert any(not torch.equal(other.train[i].query_x, found.train[i].query_x) for i in range(5))
+
+
+def test_the_official_one_shot_runs_are_read(tmp_path: Path):
+    content = {}
+    for run in range(1, 21):
+        for i in range(1, 4):
+            for kind, name in (("training", "class"), ("test", "item")):
+                shade = 10 * i if kind == "training" else 10 * (4 - i)
+                image = pictures.encoded(pictures.picture(shade, (105, 105), "L"))
+                content[f"run{run:02d}/{kind}/{name}0{i}.png"] = image
+        content[f"run{run:02d}/class_labels.txt"] = "".join(
+            f"run{run:02d}/test/item0{i}.png run{run:02d}/training/class0{4 - i}.png\n"
+            for i in range(1, 4)
+        ).encode()
+    originals.written(tmp_path, {"all_runs.zip": originals.zipped(content)})
+    runs = pools.one_shot_runs(tmp_path)
+    assert len(runs) == 20
+    for task in runs:
+        assert task.support_x.shape == (3, 1, 28, 28)
+        for x, y in zip(task.query_x, task.query_y, strict=True):
+            assert torch.allclose(x, task.support_x[y], atol=0.01)
+    del content["run07/class_labels.txt"]
+    other = tmp_path / "other"
+    originals.written(other, {"all_runs.zip": originals.zipped(content)})
+    with pytest.raises(InputError, match=r"no run07/class_labels.txt in .*put all_runs.zip there"):
+        pools.one_shot_runs(other)
