@@ -32,7 +32,7 @@ def _train(wanted: MetaTrain) -> int:
     settings = wanted.settings.checked()
     batching = _batching(wanted.batching)
     folder = wanted.out or Path("runs") / f"meta-{settings.data}-{settings.key}"
-    training.train(settings, Pools.load(settings), folder, batching=batching, tell=Progress())
+    training.train(settings, Pools.load(settings), folder, batching=batching, tell=StepReport())
     if processes_lead():
         print(f"flatmin: {folder} is trained; next: flatmin meta test {folder}", file=sys.stderr)
     return 0
@@ -97,7 +97,7 @@ def _batching(said: str) -> Batching:
     raise InputError(f"--batching {said}: give auto, loop, vmap, or how many tasks run at once")
 
 
-class Progress:
+class StepReport:
     """Tells of meta-steps on the standard error, where a terminal or a log can follow."""
 
     def __init__(self, about: str = "") -> None:

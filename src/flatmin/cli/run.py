@@ -57,7 +57,7 @@ def run(wanted: RunArguments) -> int:
 
 def _tasks(wanted: RunArguments, plan: ScaledRecipe) -> int:
     """The table of few-shot learning that a recipe asks for: its cells, one after another."""
-    from flatmin.cli.meta import Progress
+    from flatmin.cli.meta import StepReport
     from flatmin.studies.meta import page, recipes, testing
     from flatmin.studies.store import files
     from flatmin.training.errors import InputError
@@ -69,11 +69,11 @@ def _tasks(wanted: RunArguments, plan: ScaledRecipe) -> int:
                 "folders: leave it out, or share one by torchrun and flatmin meta train"
             )
     folder = wanted.out or Path("runs") / f"{plan.recipe.name}-{plan.scale}"
-    found = recipes.run(plan, folder, tell=lambda cell: Progress(f"{cell.at}, {cell.label}: "))
+    found = recipes.run(plan, folder, tell=lambda cell: StepReport(f"{cell.at}, {cell.label}: "))
     tables = testing.tables([tested for _, tested in found])
     command = f"flatmin run {wanted.recipe} --scale {plan.scale}"
     said = "\n".join(
-        filter(None, [plan.says, recipes.beside(found), page.markdown(tables, command)])
+        filter(None, [plan.says, recipes.with_paper(found), page.markdown(tables, command)])
     )
     path = folder / "report.html"
     with files.told(path, AGAIN):

@@ -13,7 +13,7 @@ from flatmin.meta.learner import MetaLearner, Sharpness
 from flatmin.meta.weights import Loss
 
 
-class Options(TypedDict, total=False):
+class MetaOptions(TypedDict, total=False):
     """What every one takes beside its own; see `MetaLearner`."""
 
     adapted: Sequence[str] | None
@@ -28,7 +28,7 @@ def MAML(
     inner_lr: float,
     steps: int,
     first_order: bool = False,
-    **options: Unpack[Options],
+    **options: Unpack[MetaOptions],
 ) -> MetaLearner:
     """Weights from which a few gradient steps fit a new task.
 
@@ -59,7 +59,7 @@ def SharpMAML(
     lower: Sharpness | None = None,
     upper: Sharpness | None = None,
     through_perturbation: bool = True,
-    **options: Unpack[Options],
+    **options: Unpack[MetaOptions],
 ) -> MetaLearner:
     """MAML that looks around before it steps: in the inner loop, in the outer one, or in both.
 
@@ -107,7 +107,7 @@ def SharpMAML(
 
 
 def FOMAML(
-    model: nn.Module, loss: Loss, inner_lr: float, steps: int, **options: Unpack[Options]
+    model: nn.Module, loss: Loss, inner_lr: float, steps: int, **options: Unpack[MetaOptions]
 ) -> MetaLearner:
     """MAML with the inner gradients taken for constants (Finn et al. 2017, §5.2)."""
     return MetaLearner(model, loss, inner_lr, steps, first_order=True, **options)
@@ -119,7 +119,7 @@ def ANIL(
     inner_lr: float,
     steps: int,
     first_order: bool = False,
-    **options: Unpack[Options],
+    **options: Unpack[MetaOptions],
 ) -> MetaLearner:
     """MAML whose inner steps move the last layer alone (Raghu et al. 2020, arXiv:1909.09157).
 
@@ -138,7 +138,7 @@ def MetaSGD(
     inner_lr: float,
     steps: int = 1,
     first_order: bool = False,
-    **options: Unpack[Options],
+    **options: Unpack[MetaOptions],
 ) -> MetaLearner:
     """MAML that learns a step size for each weight (Li et al. 2017, arXiv:1707.09835).
 
@@ -148,4 +148,4 @@ def MetaSGD(
     return MetaLearner(model, loss, inner_lr, steps, first_order, **options)
 
 
-__all__ = ["ANIL", "FOMAML", "MAML", "MetaSGD", "Options", "SharpMAML"]
+__all__ = ["ANIL", "FOMAML", "MAML", "MetaOptions", "MetaSGD", "SharpMAML"]

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from flatmin.studies.meta.testing import Line, Table
+from flatmin.studies.meta.testing import TestedMethod, TestTable
 from flatmin.studies.report import html, text
 
 WIDTH, HEIGHT = 640, 200
 COLOURS = ("#3366cc", "#dc3912", "#109618", "#990099", "#ff9900", "#0099c6", "#dd4477", "#66aa00")
 
 
-def markdown(tables: Sequence[Table], command: str) -> str:
+def markdown(tables: Sequence[TestTable], command: str) -> str:
     """Tables for a document, with the command that makes them."""
     parts: list[str] = []
     for table in tables:
@@ -30,7 +30,7 @@ def markdown(tables: Sequence[Table], command: str) -> str:
     return "\n".join([*parts, "```console", f"$ {command}", "```", ""])
 
 
-def page(tables: Sequence[Table], command: str) -> str:
+def page(tables: Sequence[TestTable], command: str) -> str:
     """The HTML document, in the form of all reports."""
     return html.page(
         "meta.html",
@@ -41,7 +41,7 @@ def page(tables: Sequence[Table], command: str) -> str:
     )
 
 
-def note(table: Table) -> str:
+def note(table: TestTable) -> str:
     """What the numbers are."""
     return (
         f"Accuracy in percent over {table.tasks} test tasks, the same for all; ± is half of the "
@@ -50,7 +50,7 @@ def note(table: Table) -> str:
     )
 
 
-def cells(line: Line) -> list[str]:
+def cells(line: TestedMethod) -> list[str]:
     """A line as text, Markdown's bold included."""
     gap = ""
     if line.gap is not None:
@@ -61,7 +61,7 @@ def cells(line: Line) -> list[str]:
     return [line.title, seeds, best, last, gap, f"{line.seconds:.0f}", str(line.diverged)]
 
 
-def curve(table: Table) -> Markup:
+def curve(table: TestTable) -> Markup:
     """The validation accuracy over meta-steps, one line a method (its first seed)."""
     rows = [row for history in table.curves.values() for row in history]
     if len({row.step for row in rows}) < 2:

@@ -74,7 +74,7 @@ def run(
     return found
 
 
-def beside(found: list[tuple[Cell, testing.Tested]]) -> str:
+def with_paper(found: list[tuple[Cell, testing.Tested]]) -> str:
     """Markdown: the paper's numbers beside ours, where data and protocol agree."""
     rows = ["| setting | method | seed | paper | ours (best on validation) |"]
     rows.append("| --- | --- | --- | --- | --- |")

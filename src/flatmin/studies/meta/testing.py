@@ -70,7 +70,7 @@ def _kept(path: Path, key: str) -> dict[str, Any] | None:
 
 
 @dataclass(frozen=True)
-class Line:
+class TestedMethod:
     """A method on one problem.
 
     Fields:
@@ -93,16 +93,16 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Table:
+class TestTable:
     """All methods on one problem, the first being what the others are compared with."""
 
     shows: str
     tasks: int
-    lines: tuple[Line, ...]
+    lines: tuple[TestedMethod, ...]
     curves: Mapping[str, Sequence[training.Validation]]
 
 
-def tables(tested: Sequence[Tested]) -> list[Table]:
+def tables(tested: Sequence[Tested]) -> list[TestTable]:
     """One table a problem; trainings that differ in the seed alone are one line.
 
     The accuracy of a task is its mean over the seeds; the interval is over tasks, and so it says
@@ -133,8 +133,8 @@ def _titled(methods: Mapping[FewShot, list[Tested]]) -> dict[str, list[Tested]]:
     return found
 
 
-def _table(methods: Mapping[str, Sequence[Tested]]) -> Table:
-    lines: list[Line] = []
+def _table(methods: Mapping[str, Sequence[Tested]]) -> TestTable:
+    lines: list[TestedMethod] = []
     first: list[float] | None = None
     for title, members in methods.items():
         best, last = (
@@ -144,7 +144,7 @@ def _table(methods: Mapping[str, Sequence[Tested]]) -> Table:
         first = best if first is None else first
         histories = [each.history for each in members if each.history]
         lines.append(
-            Line(
+            TestedMethod(
                 title,
                 tuple(sorted(each.settings.seed for each in members)),
                 (Spread.of(best).mean, training.half_width(best)),
@@ -156,7 +156,7 @@ def _table(methods: Mapping[str, Sequence[Tested]]) -> Table:
         )
     some = next(iter(methods.values()))[0]
     curves = {title: members[0].history for title, members in methods.items()}
-    return Table(some.settings.shows, len(some.best), tuple(lines), curves)
+    return TestTable(some.settings.shows, len(some.best), tuple(lines), curves)
 
 
 def _by_task(seeds: Sequence[Sequence[float]]) -> list[float]:
