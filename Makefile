@@ -9,6 +9,7 @@ BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -q -c constraints.txt
 STUDIES := $(VENV)/.studies-installed
 DEV     := $(VENV)/.dev-installed
+OLDEST  := .venv-oldest
 
 DEMO := compare --data digits --noise 0.6 \
 	--methods sgd,sam,friendly-sam,agnostic-sam,agnostic-sam-previous,ae-agnostic-sam-previous \
@@ -25,10 +26,10 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format docs bench clean
+.PHONY: help setup demo test test-oldest lint format docs bench clean
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  options: PYTHON=python3.12 WORKERS=4 ARGS='-k friendly' FLATMIN_DATA=folder"
 
 setup: $(DEV) ## install flatmin and the tools to work on it into .venv
@@ -38,6 +39,13 @@ demo: $(STUDIES) ## compare six methods on noisy digits; writes runs/demo/report
 
 test: $(DEV) ## run the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+# What trainers and older releases of torch do differently; not what tests of training repeat.
+OLDEST_TESTS := tests/integrations tests/methods/test_reference.py tests/engine/test_passes.py \
+	tests/engine/test_compiled.py
+
+test-oldest: $(OLDEST)/.installed ## run the tests of trainers with the oldest releases that we allow
+	$(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(OLDEST_TESTS) $(ARGS)
 
 lint: $(DEV) ## check style, format and types
 	$(BIN)/ruff check
@@ -55,7 +63,7 @@ bench: $(DEV) ## measure what a step costs beyond its gradients
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
 
 clean: ## remove the environment, caches and built files; runs/ stays
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist site
+	rm -rf $(VENV) $(OLDEST) .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -76,3 +84,12 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) torch
 	$(INSTALL) -e '.[studies,dev]'
 	@touch $(STUDIES) $@
+
+# No torch without CUDA is this old in the index: 3 GB to download.
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt | $(BIN)/python
+	@echo "Installing the oldest releases; two minutes or so, once."
+	$(BIN)/python -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install -q -c constraints-oldest.txt -e . \
+		accelerate lightning transformers torchmetrics \
+		hypothesis numpy pytest pytest-xdist scikit-learn
+	@touch $@

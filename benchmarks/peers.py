@@ -67,7 +67,8 @@ class Peer:
         if self.siblings:
             stubs[package] = _module(package, {"__path__": [str(path.parent)]})
         spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         with _instead(stubs):
             spec.loader.exec_module(module)
@@ -248,7 +249,7 @@ def peers_in(folder: Path | None) -> tuple[list[Competitor], dict[str, str]]:
         try:
             with redirect_stdout(io.StringIO()):
                 builds = load(folder)
-        except Exception as error:
+        except Exception as error:  # noqa: PERF203 - one that fails is a line
             missing[name] = reason_of(error)
         else:
             found += [Competitor(f"{name}: {what}", b, 2) for what, b in builds.items()]

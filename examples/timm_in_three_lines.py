@@ -24,7 +24,6 @@ from timm_style_digits import Cosine
 from torch import nn
 
 import flatmin
-from flatmin.training import models
 
 
 def train_one_epoch(
@@ -42,7 +41,7 @@ def train_one_epoch(
         batches = parts_of((input, target), optimizer)
         with optimizer.passes() as passes:  # 1
             for p in passes:  # 2
-                input, target = batches[p.batch]  # noqa: A001, PLW2901
+                input, target = batches[p.batch]  # noqa: A001
                 with amp_autocast():
                     output = model(input)
                     loss = loss_fn(output, target)
@@ -65,6 +64,8 @@ def train(args: argparse.Namespace) -> nn.Module:
     if args.model is None:
         model: nn.Module = network()
     else:
+        from flatmin.training import models  # it needs flatmin[studies]
+
         torch.manual_seed(0)
         model = models.build(args.model, channels=1, size=8, classes=10)
     optimizer = optimizer_of(args.method, model, total_steps=args.epochs * len(loader))

@@ -92,6 +92,7 @@ def test_a_compiled_step_runs_as_it_is_and_compiles_the_model_in_it():
 
 @needs_compiler
 @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # torch's own, as it loads
+@pytest.mark.filterwarnings("ignore:Skipping serialization of skipfiles")  # torch 2.6's own
 def test_inductor_takes_the_same_way():
     plain = trained(Trainer("sam"))
     with torch._inductor.config.patch(fallback_random=True):  # else its dropout is another one

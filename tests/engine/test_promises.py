@@ -6,6 +6,8 @@ import copy
 import io
 import pickle
 import warnings
+from inspect import signature
+from typing import Any
 
 import pytest
 import torch
@@ -63,14 +65,15 @@ def test_resuming_through_a_distributed_checkpoint(method, base, groups, flatten
     )
 
     options = StateDictOptions(flatten_optimizer_state_dict=flatten)
+    alone: Any = {"no_dist": True} if "no_dist" in signature(dcp.save).parameters else {}
     whole = Trainer(method, base, groups).run(3)
     resumed = Trainer(method, base, groups, seed=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of one process without a process group
         model, optimizer = get_state_dict(whole.model, whole.optimizer, options=options)
-        dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=tmp_path, no_dist=True)
+        dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=tmp_path, **alone)
         model, optimizer = get_state_dict(resumed.model, resumed.optimizer, options=options)
-        dcp.load({"model": model, "optimizer": optimizer}, checkpoint_id=tmp_path, no_dist=True)
+        dcp.load({"model": model, "optimizer": optimizer}, checkpoint_id=tmp_path, **alone)
         set_state_dict(
             resumed.model,
             resumed.optimizer,

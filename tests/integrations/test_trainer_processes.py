@@ -18,7 +18,7 @@ import torch.distributed as dist
 from tables import IMAGES, LABELS
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler, TensorDataset
 from torchrun import launched, read
 
 import flatmin
@@ -147,6 +147,49 @@ def by_transformers(method: str, model: Network, rank: int) -> flatmin.Sharpness
     return made
 
 
+def sharded(folder: Path, world: int, pieces: int) -> Tensor | None:
+    """Weights that the Trainer trains, of a model that transformers shards as it loads it."""
+    from transformers import LlamaForCausalLM, TrainingArguments
+
+    from flatmin.integrations.transformers import SharpnessAwareTrainer
+
+    class Ordered(SharpnessAwareTrainer):
+        def _get_train_sampler(self, *args: Any) -> Any:
+            return SequentialSampler(self.train_dataset)
+
+    asked: dict[str, Any] = {}
+    if world > 1:
+        try:
+            from transformers.distributed import DistributedConfig
+
+            asked = {"distributed_config": DistributedConfig(fsdp_size=world)}
+        except (ImportError, TypeError):  # older than that
+            return None
+    model = LlamaForCausalLM.from_pretrained(folder / "model", **asked)
+    draw = torch.Generator().manual_seed(1)
+    tokens = [torch.randint(32, (8,), generator=draw) for _ in range(32)]
+    arguments = TrainingArguments(
+        str(folder / "unused"), per_device_train_batch_size=8 // world // pieces,
+        gradient_accumulation_steps=pieces, num_train_epochs=1, max_grad_norm=0.5, optim="sgd",
+        learning_rate=0.1, lr_scheduler_type="constant", save_strategy="no", report_to="none",
+        logging_strategy="no", disable_tqdm=True, use_cpu=True,
+    )  # fmt: skip
+    data = [{"input_ids": t, "labels": t} for t in tokens]
+    Ordered(model, arguments, train_dataset=data, method="sam", rho=0.1).train()
+    whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
+    assert (world > 1) == any(w is not p for w, p in zip(whole, model.parameters(), strict=True))
+    return torch.cat([p.detach().flatten() for p in whole])
+
+
+def tiny_llama(folder: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=32, num_hidden_layers=2, **shape)
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+
+
 def vector(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
@@ -167,6 +210,8 @@ def work(folder: Path) -> None:
         model.infinite_at = 2 if rank == 1 else -1  # the first look of the second step
         cost = train("sam", model, rank).cost
         found[f"{name} inf"] = (vector(model), cost.steps, cost.skipped)
+    for pieces in (1, 2):
+        found[f"sharded {pieces}"] = sharded(folder, 2, pieces)
     torch.save(found, folder / f"{rank}.pt")
     dist.barrier()
     sys.stderr.flush()
@@ -178,7 +223,7 @@ def work(folder: Path) -> None:
 def ranks(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     for name in TRAINERS:
         pytest.importorskip(name, reason=f"{name} is not installed")
-    folder = launched(request, "integrations/" + Path(__file__).name, 2)
+    folder = launched(request, "integrations/" + Path(__file__).name, 2, tiny_llama)
     return [torch.load(path) for path in read(folder, ["0.pt", "1.pt"])]
 
 
@@ -202,6 +247,23 @@ def test_an_infinite_loss_on_one_rank_drops_the_step_on_both(
     assert counts == their_counts == [STEPS - 1, 1]
     assert torch.equal(mine, theirs)
     assert not torch.equal(mine, ranks[0][f"{name} sam"])
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_shards_of_transformers_take_the_steps_of_one_process(
+    pieces: int, ranks: list[dict[str, Any]], tmp_path: Path
+):
+    mine, theirs = (found[f"sharded {pieces}"] for found in ranks)
+    if mine is None:
+        pytest.skip("this release of transformers does not shard as it loads")
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    tiny_llama(tmp_path)
+    alone = sharded(tmp_path, 1, 1)
+    assert torch.equal(mine, theirs)
+    assert (mine - alone).norm() / alone.norm() < 1e-6
 
 
 if __name__ == "__main__":

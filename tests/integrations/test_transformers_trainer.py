@@ -594,7 +594,7 @@ def test_an_auxiliary_batch_of_completions_is_refused(tmp_path: Path):
     data = [Digits()[i] for i in range(SIZE)]
     options = {"of": GeneratingOurs, "train_dataset": data, "data_collator": list}
     trainer = trainer_of(tmp_path, "agnostic-sam", options=options)
-    with pytest.raises(ValueError, match="prepares its batches from a list.*one batch"):
+    with pytest.raises(ValueError, match=r"prepares its batches from a list.*one batch"):
         train(trainer)
     assert same_bits(trainer.model, Classifier())
 
@@ -614,7 +614,7 @@ def test_a_step_that_others_take_themselves_may_not_generate_again(tmp_path: Pat
     model = Classifier()
     model.generate = generated.append
     trainer = trainer_of(tmp_path, "sam", options={"of": Sharp, "model": model})
-    with pytest.raises(RuntimeError, match="Alone calls generate in every look.*_prepare_inputs"):
+    with pytest.raises(RuntimeError, match=r"Alone calls generate in every look.*_prepare_inputs"):
         train(trainer)
     assert len(generated) == 1
     assert same_bits(model, Classifier())

@@ -1,4 +1,4 @@
-"""timm's networks by name; timm is not here (it brings torchvision), so a stand-in answers for it."""
+"""timm's networks by name; timm brings torchvision and is not here: a stand-in answers for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flatmin.training.models import from_timm
 
 
 class Net(nn.Module):
-    """As timm's: patches of 4 pixels, BatchNorm, dropout, and a classifier that is no linear layer."""
+    """As timm's: patches of 4 pixels, BatchNorm, dropout, a classifier that is no linear layer."""
 
     def __init__(self, in_chans: int, num_classes: int, img_size: int | None = None) -> None:
         super().__init__()
@@ -144,10 +144,9 @@ def test_without_timm_one_line_says_how_to_get_it(error: Exception, monkeypatch:
     monkeypatch.delitem(sys.modules, "timm", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
     from_timm.published.cache_clear()
-    training = Training(
-        data="digits", model="timm:resnet26", method="sam"
-    )  # read where it need not be built
-    with pytest.raises(InputError, match="timm:resnet26 needs timm.*pip install timm") as refused:
+    # It is read where it need not be built.
+    training = Training(data="digits", model="timm:resnet26", method="sam")
+    with pytest.raises(InputError, match=r"timm:resnet26 needs timm.*pip install timm") as refused:
         train(training, load("digits", limit=64))
     assert "\n" not in str(refused.value)
     from_timm.published.cache_clear()

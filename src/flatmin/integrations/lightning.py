@@ -61,13 +61,14 @@ class SharpnessAwareModule(LightningModule):
             perturbed weights.
 
     `training_step` may ask `self.looking_around` in order to count by other means once a step.
-    Overrides of `on_before_batch_transfer`, `on_train_epoch_start` and `log` call `super()`, as does
-    one of `backward` where `micro_batches` is not 1.
+    Overrides of `on_before_batch_transfer`, `on_train_epoch_start` and `log` call `super()`, as
+    does one of `backward` where `micro_batches` is not 1.
 
     Every precision works, "16-mixed" by `flatmin.amp`. Refused, with the reason:
-    `accumulate_grad_batches` above 1, also by a `GradientAccumulationScheduler`, DeepSpeed and FSDP1 (they own gradients or weights), methods
-    that choose samples (ESAM; `training_step` returns one loss), and in several processes a
-    `flatmin.paired` loader without a `DistributedSampler`.
+    `accumulate_grad_batches` above 1, also by a `GradientAccumulationScheduler`, DeepSpeed and
+    FSDP1 (they own gradients or weights), methods that choose samples (ESAM; `training_step`
+    returns one loss), and in several processes a `flatmin.paired` loader without a
+    `DistributedSampler`.
 
     Raises:
         MisconfigurationException: in the first step, for what is refused.
@@ -243,7 +244,7 @@ class SharpnessAwareModule(LightningModule):
         return torch.stack(losses).sum()
 
     def _look(self, batch: Any, batch_idx: int) -> Tensor | None:
-        """Forward and backward on a batch that Lightning does not know of; None if it is skipped."""
+        """Forward and backward on a batch that Lightning does not know of; None: it is skipped."""
         named = is_param_in_hook_signature(self.training_step, "batch_idx", min_args=2)
         output = _strategy(self.trainer, "training_step", batch, *([batch_idx] if named else []))
         if isinstance(output, Mapping):
@@ -276,11 +277,11 @@ class SharpnessAwareModule(LightningModule):
 
     @property
     def _only_statistics(self) -> bool:
-        """Whether this epoch gathers BatchNorm's statistics of averaged weights, and trains nothing.
+        """Whether this epoch gathers BatchNorm's statistics of averaged weights, no gradients.
 
         StochasticWeightAveraging ends so: without backward passes, and without a step.
         """
-        return self.trainer.fit_loop._skip_backward
+        return self.trainer.fit_loop._skip_backward  # pyright: ignore[reportPrivateUsage]
 
     # What is refused.
 

@@ -113,10 +113,15 @@ def _copied(value: Any, memo: dict[int, Any], most_numbers: int | None = None) -
         if most_numbers is None or value.size <= most_numbers:
             new = value.copy()
     elif type(value) in CONTAINERS:
-        new = copy(value)
-        if len(value) <= MOST_ITEMS and not isinstance(value, set):
-            places = value if isinstance(value, dict) else range(len(value))
-            for place in places:
-                new[place] = _copied(value[place], memo, most_numbers)
+        new = _copied_container(value, memo, most_numbers)
     memo[id(value)] = new
+    return new
+
+
+def _copied_container(value: Any, memo: dict[int, Any], most_numbers: int | None) -> Any:
+    new = copy(value)
+    if len(value) <= MOST_ITEMS and not isinstance(value, set):
+        keyed = isinstance(value, dict)
+        for place in cast("Iterable[Any]", value if keyed else range(len(value))):
+            new[place] = _copied(value[place], memo, most_numbers)
     return new

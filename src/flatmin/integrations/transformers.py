@@ -42,6 +42,13 @@ class SharpnessAwareTrainer(Trainer):
     - `max_grad_norm` clips the gradient that is descended, never one that is climbed, and the
       logged `grad_norm` is that gradient's; the logged loss is the one at the unperturbed weights;
     - a resumed run equals one that was not stopped, bit for bit, auxiliary batches included;
+    - overrides of `training_step` and `compute_loss`, in front of this class or behind it (TRL's
+      trainers: `class SharpSFT(SharpnessAwareTrainer, SFTTrainer)`), run at every look. What they
+      record counts once: `self.log`, metrics, numbers, and small tensors and containers that are
+      attributes of the trainer stay as the first look left them. `self.looking_around` says which
+      look it is;
+    - inputs are prepared once a step, at the unperturbed weights (GRPO's completions);
+    - DDP; and FSDP2 where transformers shards the model as it loads it (`distributed_config`);
     - methods that choose samples (`esam`) need `compute_loss_func` to return one loss a sample.
 
     Since all passes of a step are over before the base optimizer steps, the callbacks
@@ -65,8 +72,10 @@ class SharpnessAwareTrainer(Trainer):
 
     Raises:
         ValueError: the method is unknown, given twice or not at all, or what the Trainer is asked
-            to do cannot be right: DeepSpeed, FSDP and their like (they own gradients or weights);
-            fp16 or several micro-batches for a method that chooses samples.
+            to do cannot be right: DeepSpeed, Accelerate's FSDP and their like (they own gradients
+            or weights); fp16, several micro-batches or overrides of `training_step` for a method
+            that chooses samples; an auxiliary batch of completions.
+        RuntimeError: `generate` is called in a later look.
         TypeError: `optimizers` brings an optimizer that is not flatmin's, or a drawn auxiliary
             batch is asked of an iterable data set.
 
@@ -135,10 +144,15 @@ class SharpnessAwareTrainer(Trainer):
         super().create_accelerator_and_postprocess()
         engine = self.accelerator.distributed_type.value
         if engine != "NO" and not engine.startswith("MULTI_"):
+            instead = (
+                "let transformers shard the model as it loads it, before there is an optimizer: "
+                "from_pretrained(..., distributed_config=DistributedConfig(fsdp_size=...))"
+                if engine == "FSDP"
+                else "train with DDP (torchrun), or FSDP2 by from_pretrained's distributed_config"
+            )
             raise ValueError(
                 f"with {engine}, gradients or weights belong to an engine that evaluates one "
-                "gradient a step: train with DDP (torchrun), or shard the model with fully_shard "
-                "in a loop of your own"
+                f"gradient a step, or swaps parameters under the optimizer: {instead}"
             )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
@@ -196,7 +210,7 @@ class SharpnessAwareTrainer(Trainer):
             loss = cast("Tensor | None", stepped(sharp, scaler, *closures))
         # The Trainer goes on to clip, in one way or another, and to step. Both are done: it is told
         # the norm there was, and `_Steps` lets Accelerate pass over the step.
-        cast(Any, self.accelerator).clip_grad_norm_ = lambda *_, **__: self._grad_norm
+        vars(self.accelerator)["clip_grad_norm_"] = self._told_norm
         return torch.zeros((), device=self.args.device) if loss is None else loss.detach()
 
     @property
@@ -208,6 +222,9 @@ class SharpnessAwareTrainer(Trainer):
         """Log what the batch says at the unperturbed weights, once a step."""
         if not self.looking_around:
             super().log(*args, **kwargs)
+
+    def _told_norm(self, *_: Any, **__: Any) -> Any:
+        return self._grad_norm
 
     def _clip(self, sharp: SharpnessAware) -> None:
         # Not Accelerate's: in fp16 it would unscale a gradient that has been unscaled.
@@ -250,8 +267,7 @@ class SharpnessAwareTrainer(Trainer):
 
     def _items_in(self, batches: list[Inputs]) -> Tensor | int | None:
         """What the Trainer divides the loss of these micro-batches by."""
-        _, items = self.get_batch_samples(iter(batches), len(batches), self.args.device)
-        return cast("Tensor | int | None", items)
+        return self.get_batch_samples(iter(batches), len(batches), self.args.device)[1]
 
     def _gradient_on(
         self, model: nn.Module, batches: Sequence[Inputs], items: Tensor | int | None
@@ -335,6 +351,7 @@ class SharpnessAwareTrainer(Trainer):
             self.args.gradient_accumulation_steps = asked
 
     def _sync_gradients(self, wanted: bool) -> None:
+        """Tell Accelerate whether a step comes next."""
         gradients = self.accelerator.gradient_state
         gradients._set_sync_gradients(wanted)  # pyright: ignore[reportPrivateUsage]
 
@@ -344,7 +361,7 @@ class SharpnessAwareTrainer(Trainer):
 
         Whoever generates completions there generates them once a step, at the unperturbed weights.
         """
-        handed = dict(piece.inputs) if isinstance(piece.inputs, Mapping) else piece.inputs
+        handed = _shallow(piece.inputs)
         prepare = type(self)._prepare_inputs
 
         def once(inputs: Inputs) -> Inputs:
@@ -359,8 +376,7 @@ class SharpnessAwareTrainer(Trainer):
             elif piece.random and self._replays:
                 # What preparing drew is not drawn again, so that dropout masks are the same.
                 self._set_random_state(piece.random)
-            found = piece.prepared
-            return dict(found) if isinstance(found, dict) else found
+            return _shallow(piece.prepared)
 
         self._prepare_inputs = once
         try:
@@ -375,7 +391,8 @@ class SharpnessAwareTrainer(Trainer):
         if not self.looking_around or not hasattr(model, "generate"):
             yield
             return
-        before = {k: v for k, v in vars(model).items() if k == "generate"}
+        attributes = cast("dict[str, Any]", model.__dict__)
+        before = {k: v for k, v in attributes.items() if k == "generate"}
 
         def refuse(*_: Any, **__: Any) -> None:
             raise RuntimeError(
@@ -389,7 +406,7 @@ class SharpnessAwareTrainer(Trainer):
             yield
         finally:
             del model.generate
-            vars(model).update(before)
+            attributes.update(before)
 
     @property
     def _stepping(self) -> type:
@@ -401,7 +418,7 @@ class SharpnessAwareTrainer(Trainer):
     @property
     def _replays(self) -> bool:
         sharp = _sharpness_aware(self.optimizer)
-        return sharp.model is not None and sharp.replay_random
+        return sharp.model is not None and bool(sharp.replay_random)
 
     def _random_state(self) -> list[Tensor]:
         device = self.args.device
@@ -416,7 +433,7 @@ class SharpnessAwareTrainer(Trainer):
             device = self.args.device
             torch.get_device_module(device).set_rng_state(own, device)
 
-    def _give_up_waiting(self) -> None:
+    def give_up_waiting(self) -> None:
         """A step whose last micro-batch never came is not taken: say so."""
         if not self._waiting:
             return
@@ -447,16 +464,16 @@ class _Steps(TrainerCallback):
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         vars(self._trainer.accelerator).pop("clip_grad_norm_", None)
-        self._trainer._sync_gradients(False)
+        self._trainer._sync_gradients(False)  # pyright: ignore[reportPrivateUsage]
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        self._trainer._sync_gradients(True)
+        self._trainer._sync_gradients(True)  # pyright: ignore[reportPrivateUsage]
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._trainer._give_up_waiting()
+        self._trainer.give_up_waiting()
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        self._trainer._give_up_waiting()
+        self._trainer.give_up_waiting()
 
 
 @dataclass
@@ -557,6 +574,11 @@ def _sharpness_aware(optimizer: Any) -> SharpnessAware:
             "over optimizers=(flatmin.SAM(base), None), or name a method: method='sam'"
         )
     return inner
+
+
+def _shallow(inputs: Inputs) -> Inputs:
+    """Inputs that may be popped from."""
+    return dict(cast("Mapping[str, Any]", inputs)) if isinstance(inputs, Mapping) else inputs
 
 
 def _rows(leaf: Any, chosen: Tensor) -> Any:

@@ -6,10 +6,10 @@ timm brings torchvision along, so it is asked for only where such a network is b
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
-from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -61,22 +61,22 @@ def published(name: str) -> dict[str, Any]:
     return _facts(timm, name)
 
 
-def _timm(name: str) -> ModuleType:
+def _timm(name: str) -> Any:
     try:
-        import timm
+        timm = importlib.import_module("timm")
     except Exception as error:  # torchvision beside another build of torch: any of a dozen errors
         reason = "" if isinstance(error, ModuleNotFoundError) else f" ({_line(error)})"
         raise InputError(
             f"{PREFIX}{name} needs timm, which cannot be imported here{reason}: pip install timm, "
             "in an environment whose torch and torchvision belong together"
         ) from None
-    return cast(ModuleType, timm)
+    return timm
 
 
 def _check_known(timm: Any, name: str) -> None:
     if timm.is_model(name):
         return
-    near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, cast("list[str]", timm.list_models()), n=3, cutoff=0.5)
     offer = " or ".join(f"{PREFIX}{other}" for other in near)
     raise InputError(
         f"timm has no model {name!r}: "
@@ -86,7 +86,7 @@ def _check_known(timm: Any, name: str) -> None:
 
 def _facts(timm: Any, name: str) -> dict[str, Any]:
     facts = timm.get_pretrained_cfg(name)
-    return {} if facts is None else cast("dict[str, Any]", dict(vars(facts)))
+    return {} if facts is None else dict(cast("dict[str, Any]", facts.__dict__))
 
 
 def _answer(model: nn.Module, images: Tensor) -> object:
