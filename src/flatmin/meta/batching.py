@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,10 @@ LOOP = 0
 
 TRIED = (4, 8)
 """Sizes of chunks that "auto" tries, beside the loop and the whole meta-batch."""
+
+
+ROUNDS = 2
+"""Timed runs of each form, of which the faster counts."""
 
 
 class Chunks:
@@ -64,11 +69,18 @@ class Chunks:
         A form that cannot run, for want of memory or of a rule for vmap, is out; the loop must run.
         """
         for size in dict.fromkeys([LOOP, *(n for n in TRIED if n < count), count]):
-            found = _timed(size, run, wait)
-            if isinstance(found, str):
-                self.failed[size] = found
+            found = _failure(size, run)  # also sets up kernels and memory
+            if found is None:
+                self.seconds[size] = math.inf
             else:
-                self.seconds[size] = found
+                self.failed[size] = found
+        # In turns, so that what else the machine does meets every form.
+        for size in [*self.seconds] * ROUNDS:
+            wait()
+            begun = time.perf_counter()
+            run(size)
+            wait()
+            self.seconds[size] = min(self.seconds[size], time.perf_counter() - begun)
         self.size = min(self.seconds, key=self.seconds.__getitem__)
 
     def says(self) -> str:
@@ -86,19 +98,15 @@ class Chunks:
         return self.size
 
 
-def _timed(size: int, run: Callable[[int], object], wait: Callable[[], None]) -> float | str:
-    """Seconds of the second run, since the first sets up kernels and memory; or why it failed."""
+def _failure(size: int, run: Callable[[int], object]) -> str | None:
+    """Why a form cannot run; None if it can."""
     try:
         run(size)
-        wait()
-        begun = time.perf_counter()
-        run(size)
-        wait()
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if size == LOOP:
             raise
         return str(error).partition("\n")[0]
-    return time.perf_counter() - begun
+    return None
 
 
 def _form(size: int) -> str:
