@@ -1,5 +1,8 @@
 """flatmin: sharpness-aware optimizers that find flat minima, for any torch.optim base optimizer."""
 
+import importlib
+from typing import Any
+
 from flatmin import amp, descent, direction, geometry, methods, policy, selection
 from flatmin.engine.cost import Cost
 from flatmin.methods import (
@@ -56,3 +59,10 @@ __all__ = [
     "selection",
     "split",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`flatmin.analysis`, imported when first asked for: it needs more than torch."""
+    if name == "analysis":
+        return importlib.import_module("flatmin.analysis")
+    raise AttributeError(f"module 'flatmin' has no attribute {name!r}")

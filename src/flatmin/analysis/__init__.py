@@ -1,0 +1,24 @@
+"""Looking at a model and a loss: curvature, sharpness, and what else says how flat a minimum is.
+
+Everything here takes any model, any loss and any data, never a trainer, and leaves the model bit
+for bit as it was. It needs numpy and scipy, and is imported when first asked for:
+
+    from flatmin import analysis
+
+    def loss(model, batch):                    # the mean over the batch, without backward
+        x, y = batch
+        return cross_entropy(model(x), y)
+
+    objective = analysis.Objective(model, loss, loader, mode="eval")
+    value, gradient = objective.value_and_gradient()
+
+Where to start reading: `objective` (the loss as a function of some parameters; on it stands all
+else), with `untouched` (the model in a chosen mode, nothing left changed), `batches` and
+`parameters`.
+"""
+
+from flatmin.analysis.objective import Objective
+from flatmin.analysis.parameters import Parameters
+from flatmin.analysis.untouched import untouched
+
+__all__ = ["Objective", "Parameters", "untouched"]
