@@ -17,8 +17,21 @@ else), with `untouched` (the model in a chosen mode, nothing left changed), `bat
 `parameters`.
 """
 
+from flatmin.analysis.curvature import Curvature, Hessian
+from flatmin.analysis.eigen import Eigenvalues, eigenvalues
+from flatmin.analysis.gauss_newton import EmpiricalFisher, GaussNewton
 from flatmin.analysis.objective import Objective
 from flatmin.analysis.parameters import Parameters
 from flatmin.analysis.untouched import untouched
 
-__all__ = ["Objective", "Parameters", "untouched"]
+__all__ = [
+    "Curvature",
+    "Eigenvalues",
+    "EmpiricalFisher",
+    "GaussNewton",
+    "Hessian",
+    "Objective",
+    "Parameters",
+    "eigenvalues",
+    "untouched",
+]

@@ -114,8 +114,7 @@ class Objective:
             TypeError, ValueError: the loss is no number, not finite, has no gradient, was called
                 backward on, or depends on random numbers.
         """
-        if not self._checked:
-            self._check_kind(chunk, visit)
+        self.prepare(chunk, visit)
         visit.fresh()
         loss = self._evaluated(chunk.batch)
         self._check(loss, visit)
@@ -242,12 +241,12 @@ class Objective:
                 return f"{name or 'the model'} is a {kind} in training mode; call model.eval()"
         return "a layer in training mode, or the loss itself; call model.eval()"
 
-    def _check_kind(self, chunk: Chunk, visit: Visit) -> None:
-        """Warn where the loss of a batch is the sum, not the mean, of those of its halves."""
-        self._checked = True
+    def prepare(self, chunk: Chunk, visit: Visit) -> None:
+        """Warn, once, where the loss of a batch is the sum, not the mean, of those of its halves."""
         n = min(chunk.size, SUM_SAMPLES)
-        if n < 2:
+        if self._checked or n < 2:
             return
+        self._checked = True
         parts = slice(0, n), slice(0, n // 2), slice(n // 2, n)
         values: list[float] = []
         with torch.no_grad():
