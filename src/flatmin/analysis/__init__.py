@@ -22,16 +22,23 @@ from flatmin.analysis.eigen import Eigenvalues, eigenvalues
 from flatmin.analysis.gauss_newton import EmpiricalFisher, GaussNewton
 from flatmin.analysis.objective import Objective
 from flatmin.analysis.parameters import Parameters
+from flatmin.analysis.spectrum import Density, Estimate, Spectrum, density, spectrum, trace
 from flatmin.analysis.untouched import untouched
 
 __all__ = [
     "Curvature",
+    "Density",
     "Eigenvalues",
     "EmpiricalFisher",
+    "Estimate",
     "GaussNewton",
     "Hessian",
     "Objective",
     "Parameters",
+    "Spectrum",
+    "density",
     "eigenvalues",
+    "spectrum",
+    "trace",
     "untouched",
 ]
