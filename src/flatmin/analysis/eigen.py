@@ -24,8 +24,8 @@ class Eigenvalues:
         residuals: `‖H v - λ v‖`: an eigenvalue of H lies within this distance of each value.
         products: how many were taken.
         converged: whether every residual is within the tolerance.
-        copies_excluded: whether a further copy of the values found, or a value between them, would
-            have shown itself with a probability of 99 %.
+        copies_excluded: whether a further copy of a value found, which would displace the last of
+            them, would have shown itself with a probability of 99 %.
         asymmetry: by how much the products were not those of one symmetric matrix, relatively.
         interrupted: whether Ctrl-C ended the search.
     """
@@ -172,20 +172,29 @@ class _Search:
 
     def _copies_can_hide(self) -> bool:
         basis = self._basis
+        values = self._at_stake(basis.ritz()[0][self._wanted()])
+        if not values:
+            return False
         if len(basis.starts) < 2 or basis.starts[-1] < self._checked_from:
             return True
         alpha, beta = basis.sequence(len(basis.starts) - 1)
         room = basis.products.size - basis.starts[-1]
-        values = basis.ritz()[0][self._wanted()]
-        return any(could_hide(alpha, beta, v, room) for v in self._weakest(values))
+        end = basis.going_on(len(basis) - 1)
+        return any(could_hide(alpha, beta, end, v, room) for v in values)
 
-    def _weakest(self, values: Array) -> list[float]:
-        """Of what was found, the values that are the hardest to see, by sign."""
-        if self._which == "LA":
-            return [float(values.min())]
-        if self._which == "SA":
-            return [float(values.max())]
-        signs = [values[values >= 0], values[values < 0]]
+    def _at_stake(self, values: Array) -> list[float]:
+        """The values, by sign, of which a missed copy would be the hardest to see.
+
+        A copy of the last of the wanted would change nothing: it is one before it that counts.
+        """
+        order = ordered(values, self._which)
+        last = values[order[-1]]
+        slack = 2 * self._tol * abs(last) + 20 * self._basis.products.eps * self._basis.scale
+        if self._which == "LM":
+            before = values[np.abs(values) > abs(last) + slack]
+        else:
+            before = values[np.abs(values - last) > slack]
+        signs = before[before >= 0], before[before < 0]
         return [float(v[np.argmin(np.abs(v))]) for v in signs if len(v)]
 
     def _patience_is_over(self) -> bool:

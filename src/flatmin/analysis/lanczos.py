@@ -23,7 +23,7 @@ ASYMMETRY = 1e-5
 
 
 class Products:
-    """Products with any symmetric operator, as tensors in double precision.
+    """Products with any symmetric operator, as tensors in the type of the basis.
 
     Args:
         operator: one of ours, a scipy `LinearOperator`, a matrix of numpy, scipy or torch.
@@ -63,11 +63,13 @@ class Products:
         return torch.finfo(self.dtype).eps
 
     def __call__(self, v: Tensor) -> Tensor:
-        self.count += 1
         if isinstance(self._operator, Curvature):
-            return self._operator.times(v)
+            product = self._operator.times(v).to(self.dtype)
+            self.count += 1
+            return product
         product: Any = self._operator.matvec(v.numpy())
-        return torch.from_numpy(np.array(product, dtype=np.float64).reshape(-1))
+        self.count += 1
+        return torch.from_numpy(np.array(product).reshape(-1)).to(self.dtype)
 
 
 class Basis:
@@ -79,6 +81,7 @@ class Basis:
     Attributes:
         T: the projected matrix, in double precision.
         starts: where in the basis each sequence begins.
+        scale: the largest magnitude of an eigenvalue seen.
         asymmetry: the largest |qᵀHq' - β| / β seen, beyond what rounding does.
     """
 
@@ -88,12 +91,14 @@ class Basis:
         self.T: Array = np.zeros((0, 0))
         self.starts: list[int] = []
         self.asymmetry = 0.0
+        self.scale = 0.0
         # on a CPU, pages of it that are never written take no memory
         self._rows = torch.empty(
             self.most, products.size, dtype=products.dtype, device=products.device
         )
         self._random = torch.Generator().manual_seed(seed)
         self._ends: dict[int, Tensor] = {}
+        self._ritz: tuple[Array, Array, Array] | None = None
 
     def __len__(self) -> int:
         return len(self.T)
@@ -109,11 +114,6 @@ class Basis:
         return len(self) == self.most
 
     @property
-    def scale(self) -> float:
-        """The largest magnitude of an eigenvalue seen."""
-        return float(np.abs(np.linalg.eigvalsh(self.T)).max()) if len(self) else 0.0
-
-    @property
     def ends(self) -> list[int]:
         """The vectors at which a sequence can go on."""
         return list(self._ends)
@@ -122,43 +122,48 @@ class Basis:
 
     def start(self) -> None:
         """One product, with a random vector orthogonal to all so far."""
-        q = torch.randn(self.products.size, generator=self._random, dtype=torch.float64)
+        q = torch.randn(self.products.size, generator=self._random, dtype=self.products.dtype)
         q = q.to(self.products.device)
         for _ in range(2):
             self._remove(q)
-        q /= q.norm()
-        self._grow(q)
+        torch.div(q, q.norm(), out=self._rows[len(self)])
+        del q  # memory is spent on graphs
+        self._grow(None)
         self.starts.append(len(self) - 1)
 
     def extend(self, end: int) -> None:
         """One product more in the sequence that ends in vector `end`."""
-        r = self._ends.pop(end)
+        r = self._ends[end]
         self._remove(r)
         beta = float(r.norm())
-        self._grow(r / beta)
+        torch.div(r, beta, out=self._rows[len(self)])
+        self._grow(end)
         self._compare(float(self.T[end, -1]), beta)
 
-    def _grow(self, q: Tensor) -> None:
+    def _grow(self, end: int | None) -> None:
+        """Multiply the next row, which goes on from `end`. Interrupted, all is as before."""
         m = len(self)
-        self._rows[m] = q.to(self.products.dtype)
         w = self.products(self._rows[m])
         T = np.zeros((m + 1, m + 1))
         T[:m, :m] = self.T
         coefficients = self._remove(w, m + 1)
         coefficients += self._remove(w, m + 1)
         T[:, m] = T[m, :] = coefficients.cpu().numpy()
+        self._ends.pop(-1 if end is None else end, None)
         self.T = T
-        for end in self._ends.values():  # what is in the basis now is at its end no more
-            q = self._rows[m].double()
-            end.sub_(q * (q @ end))
-        if float(w.norm()) > 10 * self.products.eps * self.scale:
+        scale = float(np.abs(np.linalg.eigvalsh(T)).max())
+        self.scale = scale
+        for r in self._ends.values():  # what is in the basis now is beyond it no more
+            r.addcmul_(self._rows[m], self._rows[m] @ r, value=-1.0)
+        if float(w.norm()) > 10 * self.products.eps * scale:
             self._ends[m] = w
+        self._ritz = None
 
     def _remove(self, w: Tensor, count: int | None = None) -> Tensor:
         """Take the basis' part out of `w`; returns the coefficients."""
         rows = self._rows[: len(self) if count is None else count]
-        coefficients = rows @ w.to(rows.dtype)
-        w.sub_((rows.T @ coefficients).double())
+        coefficients = rows @ w
+        w.addmv_(rows.T, coefficients, alpha=-1.0)
         return coefficients.double()
 
     def _compare(self, there: float, back: float) -> None:
@@ -171,10 +176,11 @@ class Basis:
 
     def ritz(self) -> tuple[Array, Array, Array]:
         """Ritz values in descending order, their coefficients by column, and their residuals."""
-        values, S = np.linalg.eigh((self.T + self.T.T) / 2)
-        values, S = values[::-1].copy(), S[:, ::-1].copy()
-        shares = self.shares(S)
-        return values, S, np.sqrt(np.maximum(shares.sum(0), 0.0))
+        if self._ritz is None:
+            values, S = np.linalg.eigh((self.T + self.T.T) / 2)
+            values, S = values[::-1].copy(), S[:, ::-1].copy()
+            self._ritz = values, S, np.sqrt(self.shares(S).sum(0))
+        return self._ritz
 
     def shares(self, S: Array) -> Array:
         """Squared residuals by end: what of them going on there would mend, nearly."""
@@ -197,6 +203,10 @@ class Basis:
         block = self.T[begin:end, begin:end]
         return np.diag(block).copy(), np.abs(np.diag(block, 1))
 
+    def going_on(self, end: int) -> float:
+        """Norm of what the sequence that ends in vector `end` would go on with."""
+        return float(self._ends[end].norm()) if end in self._ends else 0.0
+
     def say_asymmetry(self) -> None:
         """Warn where the products were not those of one symmetric matrix."""
         if self.asymmetry > ASYMMETRY:
@@ -208,40 +218,44 @@ class Basis:
             )
 
 
-def could_hide(alpha: Array, beta: Array, value: float, room: int) -> bool:
+def could_hide(alpha: Array, beta: Array, end: float, value: float, room: int) -> bool:
     """Could a further eigenvalue `value` have escaped a sequence from a random start?
 
     A random start in `room` dimensions has a share of about `1/room` in each eigenvector, and less
     than 1.6e-4 of that with a probability of 1 %. With such a share of `value` added, would the
-    sequence have shown it?
+    sequence have shown it? What it does show must be something else: so far from `value` that its
+    residual does not reach there.
 
     Args:
         alpha: diagonal of the sequence's tridiagonal matrix.
         beta: what stands beside it.
+        end: norm of what the sequence would go on with.
         value: the eigenvalue in question.
         room: dimensions of the space that the start was drawn from.
     """
     steps = len(alpha)
-    nodes, S = np.linalg.eigh(
-        np.diag(alpha) + np.diag(beta[: steps - 1], 1) + np.diag(beta[: steps - 1], -1)
-    )
     sign = 1.0 if value >= 0 else -1.0
-    seen = float((sign * nodes).max())
+    beside = beta[: steps - 1]
+    nodes, S = np.linalg.eigh(sign * (np.diag(alpha) + np.diag(beside, 1) + np.diag(beside, -1)))
+    seen, residual = float(nodes[-1]), end * abs(float(S[-1, -1]))
     share = 1.6e-4 / room
     weights = np.append(S[0] ** 2 * (1 - share), share)
-    shown = float((sign * _of_measure(np.append(nodes, value), weights, steps)).max())
-    return shown < (seen + abs(value)) / 2
+    ritz, left = _of_measure(np.append(nodes, abs(value)), weights, steps)
+    if end < left:  # there is less to go on with than such an eigenvalue alone would leave
+        return False
+    shown = float(ritz[-1])
+    return seen + residual >= abs(value) or shown < seen + (abs(value) - seen) / 4
 
 
-def _of_measure(nodes: Array, weights: Array, steps: int) -> Array:
-    """Ritz values after some steps of Lanczos on a diagonal matrix with a start of these weights."""
+def _of_measure(nodes: Array, weights: Array, steps: int) -> tuple[Array, float]:
+    """Lanczos on a diagonal matrix from a start of such weights: Ritz values, and what is left."""
     q = np.sqrt(weights)
     basis: list[Array] = []
     T = np.zeros((steps, steps))
     for j in range(steps):
         norm = float(np.linalg.norm(q))
         if norm < 1e-300:
-            return np.linalg.eigvalsh(T[:j, :j])
+            return np.linalg.eigvalsh(T[:j, :j]), 0.0
         basis.append(q / norm)
         w = nodes * basis[-1]
         for _ in range(2):
@@ -251,7 +265,7 @@ def _of_measure(nodes: Array, weights: Array, steps: int) -> Array:
                 w = w - c * b
         T[j, : j + 1] = T[: j + 1, j]
         q = w
-    return np.linalg.eigvalsh(T)
+    return np.linalg.eigvalsh(T), float(np.linalg.norm(q))
 
 
 def ordered(values: Sequence[float] | Array, which: str) -> list[int]:

@@ -242,7 +242,7 @@ class Objective:
         return "a layer in training mode, or the loss itself; call model.eval()"
 
     def prepare(self, chunk: Chunk, visit: Visit) -> None:
-        """Warn, once, where the loss of a batch is the sum, not the mean, of those of its halves."""
+        """Warn, once, where the loss of a batch is the sum of those of its halves, not the mean."""
         n = min(chunk.size, SUM_SAMPLES)
         if self._checked or n < 2:
             return

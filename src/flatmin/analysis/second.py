@@ -103,7 +103,7 @@ def explained(*tensors: Tensor) -> Generator[None]:
             raise
         raise ValueError(
             f"the loss has no second derivative: torch has none of {name}. Replace that operation, "
-            'or ask for differences of gradients with differences=True (see "Cost" in Hessian)'
+            "or take differences of gradients, Hessian(..., differences=True)"
         ) from error
 
 

@@ -137,8 +137,8 @@ class Spectrum:
 def spectrum(H: Any, products: int = 40, *, seed: int = 0) -> Spectrum:
     """The spectrum of a symmetric operator: density, trace and the extreme eigenvalues at once.
 
-    Lanczos from a random start of four fifths of the products, and from a second one, orthogonal to
-    the first, of the rest, which finds copies. The weights of a Gauss quadrature,
+    Lanczos from a random start for four fifths of the products, and for the rest from further ones,
+    orthogonal to all before, which find copies. The weights of a Gauss quadrature,
     `(first component)²`, are random where they are of single eigenvalues; a converged Ritz value
     counts as what it is, one of `size`, and only the rest is estimated:
 
@@ -177,9 +177,8 @@ def spectrum(H: Any, products: int = 40, *, seed: int = 0) -> Spectrum:
     interrupted = False
     try:
         while not (basis.full or basis.exhausted):
-            begin = not len(basis) or (len(basis.starts) == 1 and basis.most - len(basis) <= second)
             end = len(basis) - 1
-            if begin or end not in basis.ends:
+            if end not in basis.ends or _has_done(basis, basis.most - second):
                 basis.start()
             else:
                 basis.extend(end)
@@ -190,6 +189,16 @@ def spectrum(H: Any, products: int = 40, *, seed: int = 0) -> Spectrum:
             raise
     basis.say_asymmetry()
     return _spectrum_of(basis, interrupted)
+
+
+def _has_done(basis: Basis, last: int) -> bool:
+    """Is it time for another start? The first has its share; one that shows a copy has done."""
+    if len(basis.starts) == 1:
+        return len(basis) >= last
+    values, S, residuals = basis.ritz()
+    share = (S[basis.starts[-1] :] ** 2).sum(0)
+    good = residuals <= CONVERGED * np.abs(values)
+    return bool((good & (share > 0.5) & (np.abs(values) > 0.1 * basis.scale)).any())
 
 
 def _spectrum_of(basis: Basis, interrupted: bool) -> Spectrum:
@@ -207,7 +216,7 @@ def _spectrum_of(basis: Basis, interrupted: bool) -> Spectrum:
         shares *= rest / size / total
     weights = np.where(converged, 1.0 / size, shares)
     weights /= weights.sum()
-    estimate = _trace_of(basis, nodes, weights, converged, rest, interrupted)
+    estimate = _trace_of(basis, nodes, S, weights, converged, rest, interrupted)
     vectors = basis.vectors(S[:, converged])
     count = basis.products.count
     return Spectrum(
@@ -216,7 +225,13 @@ def _spectrum_of(basis: Basis, interrupted: bool) -> Spectrum:
 
 
 def _trace_of(
-    basis: Basis, nodes: Array, weights: Array, converged: Array, rest: int, interrupted: bool
+    basis: Basis,
+    nodes: Array,
+    S: Array,
+    weights: Array,
+    converged: Array,
+    rest: int,
+    interrupted: bool,
 ) -> Estimate:
     """The trace by both starts, and how far chance may have taken it."""
     size, count = basis.products.size, basis.products.count
@@ -229,10 +244,34 @@ def _trace_of(
     variance = 2 * rest / (rest + 2) * max(norm - float((bulk * nodes).sum()) ** 2 / rest, 0.0)
     if len(basis.starts) == 1:
         return Estimate(first, math.sqrt(variance), count, interrupted)
+    second, last = _by_second_start(basis, S, converged)
+    # the copy that the last start has shown may not be the last copy
+    error = math.hypot(math.sqrt(variance / 2), last)
+    return Estimate((first + second) / 2, error, count, interrupted)
+
+
+def _by_second_start(basis: Basis, S: Array, converged: Array) -> tuple[float, float]:
+    """The trace within the first sequence, and the second start's estimate of what is outside.
+
+    Of that, too, what is known is taken out: the directions, among those beside the first sequence,
+    that lie in the space of the converged.
+
+    Returns also the largest eigenvalue that the last start has shown first.
+    """
     begin = basis.starts[1]
     inside = float(np.trace(basis.T[:begin, :begin]))
-    second = inside + (size - begin) * float(basis.T[begin, begin])
-    return Estimate((first + second) / 2, math.sqrt(variance / 2), count, interrupted)
+    outer = basis.T[begin:, begin:]
+    directions, lengths, _ = np.linalg.svd(S[begin:, converged], full_matrices=False)
+    D = directions[:, lengths > 0.7]
+    known = D.T @ outer @ D
+    u = -D @ D[0]
+    u[0] += 1.0
+    rest = float(u @ outer @ u) / float(u @ u) * (basis.products.size - begin - D.shape[1])
+    latest = basis.starts[-1] - begin
+    values, V = np.linalg.eigh(known)
+    fresh = ((D @ V)[latest:] ** 2).sum(0) > 0.5
+    last = float(np.abs(values[fresh]).max(initial=0.0))
+    return inside + float(np.trace(known)) + rest, last
 
 
 def density(
@@ -326,7 +365,8 @@ def trace(H: Any, products: int = 30, *, seed: int = 0) -> Estimate:
     lengths = omega.double().square().sum(0).cpu()
     estimates = _leave_one_out(core, R.double().cpu(), W, dots, lengths, multiply.size)
     m = len(estimates)
-    error = float(estimates.std() / math.sqrt(m))
+    # they share vectors, and so are not as independent as their spread says
+    error = float(estimates.std() / math.sqrt(m)) * (1 + 2 / m)
     return Estimate(float(estimates.mean()), error, multiply.count)
 
 
