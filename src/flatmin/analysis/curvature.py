@@ -21,6 +21,7 @@ from flatmin.analysis.parameters import Subset
 from flatmin.analysis.second import (
     Meter,
     attention_by_math,
+    derivatives,
     explained,
     is_fused,
     light_norms,
@@ -66,10 +67,17 @@ class Curvature(LinearOperator):
         memory: int | str = "4 GiB",
         progress: bool = False,
         mode: Mode | None = None,
+        differences: bool = False,
     ) -> None:
         self.objective = Objective(
             model, loss, data, parameters, mode=mode, dtype=dtype, chunk=chunk
         )
+        if self.objective.sharded and not differences:
+            raise ValueError(
+                "FSDP2 brings parameters and gradients together outside of what torch "
+                "differentiates, so there are no second derivatives of this model: take an "
+                "unsharded copy of it, or Hessian(..., differences=True)"
+            )
         self.parameters = self.objective.parameters
         self.products = 0
         self.bytes_per_sample = 0.0
@@ -143,10 +151,10 @@ class Curvature(LinearOperator):
         v = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float64).reshape(-1))
         return self.times(v.to(self.objective.device)).cpu().numpy()
 
-    def _adjoint(self) -> Curvature:
+    def _adjoint(self) -> Any:
         return self
 
-    def _transpose(self) -> Curvature:
+    def _transpose(self) -> Any:
         return self
 
     # Graphs and memory.
@@ -221,7 +229,8 @@ class Curvature(LinearOperator):
             own = _whole(p.detach())
             prints.append(own.sum(dtype=torch.float64).cpu())
             if own.is_floating_point():
-                prints.append(torch.linalg.vector_norm(own, dtype=torch.float64).cpu())
+                length: Tensor = cast(Any, torch.linalg).vector_norm(own, dtype=torch.float64)
+                prints.append(length.cpu())
         return torch.stack(prints)
 
     def _check_weights(self) -> None:
@@ -334,6 +343,7 @@ class Hessian(Curvature):
             memory=memory,
             progress=progress,
             mode=mode,
+            differences=differences,
         )
         self._differences = differences
         self.error: float | None = None
@@ -344,15 +354,15 @@ class Hessian(Curvature):
             return super().times(v)
         self._check_weights()
         eps = torch.finfo(self.objective.dtype).eps
-        length = float(v.norm())
+        length = _norm(v)
         if length == 0.0:
             return torch.zeros_like(v, dtype=torch.float64)
-        step = eps ** (1 / 3) * (1.0 + float(self.parameters.vector().norm())) / length
+        step = eps ** (1 / 3) * (1.0 + _norm(self.parameters.vector())) / length
         product = self._difference(v, step)
         if self.error is None:
             # twice the step: four times the error of the cut series, half of that of rounding
             other = self._difference(v, 2 * step)
-            self.error = float((other - product).norm() / (product.norm() + 1e-300)) / 3
+            self.error = _norm(other - product) / (_norm(product) + 1e-300) / 3
             if self.error > ROUGH:
                 warnings.warn(
                     f"differences of gradients are off by about {self.error:.1%} here: on networks "
@@ -380,22 +390,17 @@ class Hessian(Curvature):
             return self._built(chunk, visit)
         leaves = self.objective.leaves
         with explained(term):
-            grads = torch.autograd.grad(term, leaves, create_graph=True, allow_unused=True)
+            grads = derivatives(term, leaves, create=True)
         # a gradient that no longer depends on the weights has no second derivative but zero
         return [(i, g) for i, g in enumerate(grads) if g is not None and g.requires_grad]
 
     def _multiplied(self, graph: Any, vs: list[Tensor], keep: bool) -> Sequence[Tensor | None]:
         if not graph:
             return [None] * len(vs)
-        grads = [g for _, g in graph]
+        pairs: list[tuple[int, Tensor]] = graph
+        grads = [g for _, g in pairs]
         with explained(*grads):
-            return torch.autograd.grad(
-                grads,
-                self.objective.leaves,
-                [vs[i] for i, _ in graph],
-                retain_graph=keep,
-                allow_unused=True,
-            )
+            return derivatives(grads, self.objective.leaves, [vs[i] for i, _ in pairs], keep=keep)
 
 
 class Progress:
@@ -410,8 +415,16 @@ class Progress:
             print(f"{text:<70}", end=end, file=sys.stderr, flush=True)
 
 
-UNITS = {"": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "kb": 10**3, "mb": 10**6}
-UNITS |= {"gb": 10**9, "b": 1}
+UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "kib": 1 << 10,
+    "mib": 1 << 20,
+    "gib": 1 << 30,
+}
 
 
 def bytes_in(memory: int | str) -> int:
@@ -420,6 +433,10 @@ def bytes_in(memory: int | str) -> int:
     if isinstance(memory, bool) or found is None or found[2].lower() not in UNITS:
         raise ValueError(f'memory must be a number of bytes or a text like "4 GiB", got {memory!r}')
     return int(float(found[1]) * UNITS[found[2].lower()])
+
+
+def _norm(x: Tensor) -> float:
+    return float(cast(Any, torch.linalg).vector_norm(x))
 
 
 def _whole(t: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from flatmin.analysis.lanczos import Array, Basis, Products, could_hide, ordered
@@ -30,9 +29,9 @@ class Eigenvalues:
         interrupted: whether Ctrl-C ended the search.
     """
 
-    values: NDArray[np.float64]
+    values: Array
     vectors: Tensor
-    residuals: NDArray[np.float64]
+    residuals: Array
     products: int
     converged: bool
     copies_excluded: bool

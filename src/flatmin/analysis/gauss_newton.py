@@ -12,7 +12,7 @@ from torch.utils import _pytree as tree  # pyright: ignore[reportMissingTypeStub
 
 from flatmin.analysis.batches import Chunk
 from flatmin.analysis.curvature import Curvature
-from flatmin.analysis.second import explained
+from flatmin.analysis.second import derivatives, explained
 from flatmin.analysis.untouched import Visit
 
 
@@ -90,43 +90,27 @@ class GaussNewton(Curvature):
             return self._built(chunk, visit)
         self._check_cut(cut, term)
         with explained(term):
-            slopes = torch.autograd.grad(term, cut.seen, create_graph=True, allow_unused=True)
+            slopes = derivatives(term, cut.seen, create=True)
         self._check_slopes(cut, slopes, chunk)
         probes = [torch.zeros_like(z).requires_grad_() for z in cut.outputs]
         with explained(*cut.outputs):
-            pulled = torch.autograd.grad(
-                cut.outputs, self.objective.leaves, probes, create_graph=True, allow_unused=True
-            )
+            pulled = derivatives(cut.outputs, self.objective.leaves, probes, create=True)
         found = [(i, p) for i, p in enumerate(pulled) if p is not None]
         return _Graph(cut.outputs, cut.seen, list(slopes), probes, found, chunk.size)
 
     def _multiplied(self, graph: Any, vs: list[Tensor], keep: bool) -> Sequence[Tensor | None]:
         at: _Graph = graph
         with explained(*at.outputs):
-            pushed = torch.autograd.grad(
-                [p for _, p in at.pulled],
-                at.probes,
-                [vs[i] for i, _ in at.pulled],
-                retain_graph=True,
-                allow_unused=True,
+            pushed = derivatives(
+                [p for _, p in at.pulled], at.probes, [vs[i] for i, _ in at.pulled], keep=True
             )
-        bent = self._between(
-            at,
-            [
-                torch.zeros_like(z) if j is None else j
-                for z, j in zip(at.outputs, pushed, strict=True)
-            ],
-        )
+        pairs = zip(at.outputs, pushed, strict=True)
+        bent = self._between(at, [torch.zeros_like(z) if j is None else j for z, j in pairs])
         through = [(z, b) for z, b in zip(at.outputs, bent, strict=True) if b is not None]
         if not through:
             return [None] * len(vs)
-        return torch.autograd.grad(
-            [z for z, _ in through],
-            self.objective.leaves,
-            [b for _, b in through],
-            retain_graph=keep,
-            allow_unused=True,
-        )
+        outputs, along = [z for z, _ in through], [b for _, b in through]
+        return derivatives(outputs, self.objective.leaves, along, keep=keep)
 
     def _between(self, at: _Graph, pushed: list[Tensor]) -> Sequence[Tensor | None]:
         """`(∇²_z L) J v` from `J v`."""
@@ -138,13 +122,7 @@ class GaussNewton(Curvature):
         if not slopes:
             return [None] * len(pushed)
         with explained(*[s for s, _ in slopes]):
-            return torch.autograd.grad(
-                [s for s, _ in slopes],
-                at.seen,
-                [j for _, j in slopes],
-                retain_graph=True,
-                allow_unused=True,
-            )
+            return derivatives([s for s, _ in slopes], at.seen, [j for _, j in slopes], keep=True)
 
     def _check_cut(self, cut: _Cut, term: Tensor) -> None:
         name = type(self).__name__
@@ -153,9 +131,7 @@ class GaussNewton(Curvature):
                 f"{name} needs the outputs of the model, and loss(model, batch) calls it "
                 f"{cut.calls} times: call it once"
             )
-        beside = torch.autograd.grad(
-            term, self.objective.leaves, retain_graph=True, allow_unused=True
-        )
+        beside = derivatives(term, self.objective.leaves, keep=True)
         if any(g is not None for g in beside):
             raise ValueError(
                 f"{name} needs a loss that depends on the parameters through the model's output "
@@ -217,8 +193,7 @@ class EmpiricalFisher(GaussNewton):
     def _between(self, at: _Graph, pushed: list[Tensor]) -> Sequence[Tensor | None]:
         """`r_n (r_nᵀ J_n v)` for every sample, from `J v`; the slopes are `r_n / size`."""
         pairs = [(s, j) for s, j in zip(at.slopes, pushed, strict=True) if s is not None]
-        along = sum((s.detach() * j).flatten(1).sum(1) for s, j in pairs if s.ndim > 1)
-        along = along + sum(s.detach() * j for s, j in pairs if s.ndim == 1)
+        along = torch.stack([(s.detach() * j).reshape(len(s), -1).sum(1) for s, j in pairs]).sum(0)
         return [None if s is None else s.detach() * _beside(along, s) * at.size for s in at.slopes]
 
     def _check_slopes(self, cut: _Cut, slopes: Sequence[Tensor | None], chunk: Chunk) -> None:

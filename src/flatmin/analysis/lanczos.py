@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.sparse.linalg import LinearOperator, aslinearoperator
+from scipy.sparse.linalg import (
+    LinearOperator,
+    aslinearoperator,  # pyright: ignore[reportUnknownVariableType]
+)
 from torch import Tensor
 
 from flatmin.analysis.curvature import Curvature, Progress
 from flatmin.analysis.second import say_once
 from flatmin.engine import check
 
-Array = NDArray[np.float64]
+Array: TypeAlias = "NDArray[Any]"
 
 ASYMMETRY = 1e-5
 """More than this, |qᵀHq' - β| / β says that products are not those of one symmetric matrix."""
@@ -51,7 +54,7 @@ class Products:
                 "an operator is one of flatmin.analysis, a scipy LinearOperator or a matrix, got "
                 + check.describe(operator)
             )
-        shape = cast("tuple[int, ...]", tuple(self._operator.shape))
+        shape = tuple(cast("Sequence[int]", self._operator.shape))
         if len(shape) != 2 or shape[0] != shape[1]:
             raise ValueError(f"eigenvalues need a square matrix, got the shape {shape}")
         self.size = shape[0]
@@ -64,12 +67,13 @@ class Products:
 
     def __call__(self, v: Tensor) -> Tensor:
         if isinstance(self._operator, Curvature):
-            product = self._operator.times(v).to(self.dtype)
+            multiplied = self._operator.times(v).to(self.dtype)
             self.count += 1
-            return product
-        product: Any = self._operator.matvec(v.numpy())
+            return multiplied
+        matrix: Any = self._operator
+        product = np.array(matrix.matvec(v.numpy()))
         self.count += 1
-        return torch.from_numpy(np.array(product).reshape(-1)).to(self.dtype)
+        return torch.from_numpy(product.reshape(-1)).to(self.dtype)
 
 
 class Basis:
@@ -79,16 +83,16 @@ class Basis:
     start, orthogonal to all that came before, sees the next.
 
     Attributes:
-        T: the projected matrix, in double precision.
+        matrix: the projected matrix, in double precision.
         starts: where in the basis each sequence begins.
-        scale: the largest magnitude of an eigenvalue seen.
+        scale: about the largest magnitude of an eigenvalue seen, and no less.
         asymmetry: the largest |qᵀHq' - β| / β seen, beyond what rounding does.
     """
 
     def __init__(self, products: Products, most: int, seed: int) -> None:
         self.products = products
         self.most = min(most, products.size)
-        self.T: Array = np.zeros((0, 0))
+        self.matrix: Array = np.zeros((0, 0))
         self.starts: list[int] = []
         self.asymmetry = 0.0
         self.scale = 0.0
@@ -101,7 +105,7 @@ class Basis:
         self._ritz: tuple[Array, Array, Array] | None = None
 
     def __len__(self) -> int:
-        return len(self.T)
+        return len(self.matrix)
 
     @property
     def full(self) -> bool:
@@ -126,7 +130,7 @@ class Basis:
         q = q.to(self.products.device)
         for _ in range(2):
             self._remove(q)
-        torch.div(q, q.norm(), out=self._rows[len(self)])
+        torch.div(q, _norm(q), out=self._rows[len(self)])
         del q  # memory is spent on graphs
         self._grow(None)
         self.starts.append(len(self) - 1)
@@ -135,27 +139,26 @@ class Basis:
         """One product more in the sequence that ends in vector `end`."""
         r = self._ends[end]
         self._remove(r)
-        beta = float(r.norm())
+        beta = _norm(r)
         torch.div(r, beta, out=self._rows[len(self)])
         self._grow(end)
-        self._compare(float(self.T[end, -1]), beta)
+        self._compare(float(self.matrix[end, -1]), beta)
 
     def _grow(self, end: int | None) -> None:
         """Multiply the next row, which goes on from `end`. Interrupted, all is as before."""
         m = len(self)
         w = self.products(self._rows[m])
         T = np.zeros((m + 1, m + 1))
-        T[:m, :m] = self.T
+        T[:m, :m] = self.matrix
         coefficients = self._remove(w, m + 1)
         coefficients += self._remove(w, m + 1)
         T[:, m] = T[m, :] = coefficients.cpu().numpy()
         self._ends.pop(-1 if end is None else end, None)
-        self.T = T
-        scale = float(np.abs(np.linalg.eigvalsh(T)).max())
-        self.scale = scale
+        self.matrix = T
+        self.scale = float(np.abs(T).sum(0).max())
         for r in self._ends.values():  # what is in the basis now is beyond it no more
             r.addcmul_(self._rows[m], self._rows[m] @ r, value=-1.0)
-        if float(w.norm()) > 10 * self.products.eps * scale:
+        if _norm(w) > 10 * self.products.eps * self.scale:
             self._ends[m] = w
         self._ritz = None
 
@@ -177,9 +180,12 @@ class Basis:
     def ritz(self) -> tuple[Array, Array, Array]:
         """Ritz values in descending order, their coefficients by column, and their residuals."""
         if self._ritz is None:
-            values, S = np.linalg.eigh((self.T + self.T.T) / 2)
-            values, S = values[::-1].copy(), S[:, ::-1].copy()
-            self._ritz = values, S, np.sqrt(self.shares(S).sum(0))
+            eigh = cast(Any, np.linalg.eigh)
+            ascending, vectors = cast(
+                "tuple[Array, Array]", eigh((self.matrix + self.matrix.T) / 2)
+            )
+            S: Array = vectors[:, ::-1].copy()
+            self._ritz = ascending[::-1].copy(), S, np.sqrt(self.shares(S).sum(0))
         return self._ritz
 
     def shares(self, S: Array) -> Array:
@@ -200,12 +206,12 @@ class Basis:
         """The tridiagonal matrix of one sequence: its diagonal, and what stands beside it."""
         begin = self.starts[number]
         end = [*self.starts, len(self)][number + 1]
-        block = self.T[begin:end, begin:end]
+        block = self.matrix[begin:end, begin:end]
         return np.diag(block).copy(), np.abs(np.diag(block, 1))
 
     def going_on(self, end: int) -> float:
         """Norm of what the sequence that ends in vector `end` would go on with."""
-        return float(self._ends[end].norm()) if end in self._ends else 0.0
+        return _norm(self._ends[end]) if end in self._ends else 0.0
 
     def say_asymmetry(self) -> None:
         """Warn where the products were not those of one symmetric matrix."""
@@ -216,6 +222,10 @@ class Basis:
                 "before, or the operator is not symmetric; what follows from them is not to be "
                 "trusted"
             )
+
+
+def _norm(x: Tensor) -> float:
+    return float(cast(Any, torch.linalg).vector_norm(x))
 
 
 def could_hide(alpha: Array, beta: Array, end: float, value: float, room: int) -> bool:

@@ -79,6 +79,10 @@ class Objective:
             check.one_of("mode", mode, ("eval", "train"))
         self.group: Any = getattr(model, "process_group", None) if _is_ddp(model) else None
         self.model = _inside(model)
+        self.sharded = any(map(_is_fsdp, self.model.modules()))
+        """Is it an FSDP2 model, whose gradients only `backward()` brings together?"""
+        if self.sharded:
+            self.group = _group_of(self.model)
         self.loss = loss
         self.mode: Mode | None = mode
         self.parameters = Parameters(self.model, parameters)
@@ -104,8 +108,19 @@ class Objective:
         with untouched(self.model, self.mode) as visit:
             chosen = set(map(id, self.parameters.tensors))
             for p in self.model.parameters():
-                p.requires_grad_(id(p) in chosen and not self._cast)
-            yield visit
+                if not self.sharded:
+                    p.requires_grad_(id(p) in chosen and not self._cast)
+            try:
+                yield visit
+            finally:
+                self._reshard()
+
+    def _reshard(self) -> None:
+        """Gathered weights are let go: they may be about to move."""
+        if self.sharded:
+            for m in self.model.modules():
+                if _is_fsdp(m):
+                    cast(Any, m).reshard()
 
     def term(self, chunk: Chunk, visit: Visit) -> Tensor:
         """The mean loss over one chunk, to be differentiated by `leaves`.
@@ -155,6 +170,8 @@ class Objective:
 
     def value_and_gradient(self) -> tuple[float, Tensor]:
         """The loss, and its gradient as one flat vector, summed in double precision."""
+        if self.sharded:
+            return self._by_backward()
         loss = torch.zeros((), dtype=torch.float64)
         total = torch.zeros(self.parameters.count, dtype=torch.float64, device=self.device)
         with self.evaluating() as visit:
@@ -164,6 +181,19 @@ class Objective:
                 total.add_(self.parameters.flatten(grads), alpha=chunk.weight)
                 loss += term.detach().double().cpu() * chunk.weight
         return float(self.summed(loss)), self.summed(total)
+
+    def _by_backward(self) -> tuple[float, Tensor]:
+        """The same over shards: every rank brings as many chunks, and gets the whole gradient."""
+        loss = torch.zeros((), dtype=torch.float64)
+        ranks = dist.get_world_size(self.group)
+        with self.evaluating() as visit:
+            for chunk in self.chunks:
+                term = self.term(chunk, visit)
+                (term * (chunk.weight * ranks)).backward()  # FSDP2 takes the mean over ranks
+                loss += term.detach().double().cpu() * chunk.weight
+            grads = [p.grad for p in self.parameters.tensors]
+            total = self.parameters.flatten(grads, torch.float64)
+        return float(self.summed(loss)), total
 
     def gradient(self) -> Tensor:
         """The gradient of the loss as one flat vector in double precision."""
@@ -210,7 +240,8 @@ class Objective:
                 "loss(model, batch) must return the mean loss over the batch, a tensor of one "
                 f"number, got {check.describe(loss)}"
             )
-        if any(p.grad is not None for p in [*self.parameters.tensors, *self.leaves]):
+        leaves = [] if self.sharded else [*self.parameters.tensors, *self.leaves]
+        if any(p.grad is not None for p in leaves):
             for leaf in self.leaves:
                 leaf.grad = None
             raise ValueError(
@@ -290,6 +321,16 @@ def _inside(model: nn.Module) -> nn.Module:
 
 def _is_ddp(model: nn.Module) -> bool:
     return isinstance(model, nn.parallel.DistributedDataParallel)
+
+
+def _is_fsdp(module: nn.Module) -> bool:
+    return hasattr(module, "unshard") and hasattr(module, "set_requires_gradient_sync")
+
+
+def _group_of(model: nn.Module) -> Any:
+    """The process group over which the parameters of an FSDP2 model are split."""
+    shards = next(p for p in model.parameters() if hasattr(p, "device_mesh"))
+    return cast(Any, shards).device_mesh.get_group()
 
 
 def _real(x: Tensor) -> bool:

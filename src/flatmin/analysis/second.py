@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ def say_once(message: str) -> None:
 
 def attention_by_math() -> Any:
     """Attention as matrix products and a softmax, which have second derivatives."""
-    return sdpa_kernel(SDPBackend.MATH)
+    return cast(Any, sdpa_kernel)(SDPBackend.MATH)
 
 
 @contextmanager
@@ -109,9 +109,32 @@ def explained(*tensors: Tensor) -> Generator[None]:
 
 def _once_differentiable(*tensors: Tensor) -> Iterator[str]:
     for node in nodes_of(*tensors):
-        backward = getattr(getattr(type(node), "_forward_cls", None), "backward", None)
-        if hasattr(backward, "__wrapped__"):
-            yield type(node)._forward_cls.__name__
+        function = cast(Any, getattr(node, "_forward_cls", None))
+        if hasattr(getattr(function, "backward", None), "__wrapped__"):
+            yield str(function.__name__)
+
+
+def derivatives(
+    of: Tensor | Sequence[Tensor],
+    by: Sequence[Tensor],
+    along: Sequence[Tensor] | None = None,
+    *,
+    keep: bool = False,
+    create: bool = False,
+) -> list[Tensor | None]:
+    """`torch.autograd.grad`; None where there is no dependence.
+
+    Args:
+        of: what is differentiated.
+        by: what it is differentiated by.
+        along: what the derivatives are multiplied with, from the left.
+        keep: whether the graph is used again.
+        create: whether the derivatives are to have derivatives.
+    """
+    grad = cast(Any, torch.autograd.grad)
+    return list(
+        grad(of, by, along, retain_graph=keep or create, create_graph=create, allow_unused=True)
+    )
 
 
 class Meter:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatmin.analysis.lanczos import Array, Basis, Products, ordered
 from flatmin.engine import check
@@ -77,7 +77,7 @@ class Spectrum:
     nodes: Array
     weights: Array
     residuals: Array
-    converged: np.ndarray[Any, np.dtype[np.bool_]]
+    converged: Array
     vectors: Tensor
     size: int
     trace: Estimate
@@ -259,11 +259,13 @@ def _by_second_start(basis: Basis, S: Array, converged: Array) -> tuple[float, f
     Returns also the largest eigenvalue that the last start has shown first.
     """
     begin = basis.starts[1]
-    inside = float(np.trace(basis.T[:begin, :begin]))
-    outer = basis.T[begin:, begin:]
+    inside = float(np.trace(basis.matrix[:begin, :begin]))
+    outer = basis.matrix[begin:, begin:]
+    directions: Array
+    lengths: Array
     directions, lengths, _ = np.linalg.svd(S[begin:, converged], full_matrices=False)
-    D = directions[:, lengths > 0.7]
-    known = D.T @ outer @ D
+    D: Array = directions[:, lengths > 0.7]
+    known = cast(Array, D.T @ outer @ D)
     u = -D @ D[0]
     u[0] += 1.0
     rest = float(u @ outer @ u) / float(u @ u) * (basis.products.size - begin - D.shape[1])
@@ -345,21 +347,23 @@ def trace(H: Any, products: int = 30, *, seed: int = 0) -> Estimate:
     ).to(multiply.device)
     images: list[Tensor] = []
     try:
-        for column in omega.unbind(1):
-            images.append(multiply(column).to(multiply.dtype))
+        for j in range(omega.shape[1]):
+            images.append(multiply(omega[:, j].contiguous()))
             multiply.progress.say(f"product {multiply.count} of {products}")
     except KeyboardInterrupt:
         # what is left is a mean over the vectors so far
         return _hutchinson(omega, images, multiply)
-    Q, R = torch.linalg.qr(torch.stack(images, 1))
-    del images
+    linalg = cast(Any, torch.linalg)
+    factors: tuple[Tensor, Tensor] = linalg.qr(torch.stack(images, 1))
+    Q, R = factors
+    del images, factors
     try:
         core = torch.zeros(len(R), len(R), dtype=torch.float64)
-        for j, column in enumerate(Q.unbind(1)):
-            core[:, j] = (Q.T @ multiply(column.contiguous()).to(Q)).double().cpu()
+        for j in range(len(R)):
+            core[:, j] = (Q.T @ multiply(Q[:, j].contiguous()).to(Q)).double().cpu()
             multiply.progress.say(f"product {multiply.count} of {products}")
     except KeyboardInterrupt:
-        return _hutchinson(omega, list((Q @ R).unbind(1)), multiply)
+        return _hutchinson(omega, [Q @ R[:, j] for j in range(len(R))], multiply)
     dots = (omega * (Q @ R)).sum(0).double().cpu()
     W = (Q.T @ omega).double().cpu()
     lengths = omega.double().square().sum(0).cpu()
@@ -391,8 +395,8 @@ def _leave_one_out(
     scale = float(R.diagonal().abs().max())
     if float(R.diagonal().abs().min()) <= 1e-12 * scale:  # the range is all there is
         return core.trace().expand(m)
-    S = torch.linalg.inv(R).T
-    S = S / S.norm(dim=0)
+    linalg = cast(Any, torch.linalg)
+    S = nn.functional.normalize(linalg.inv(R).T, dim=0)
     X = W - S * (S * W).sum(0)
     inside = core.trace() - (S * (core @ S)).sum(0)
     outside = dots - 2 * (X * R).sum(0) + (X * (core @ X)).sum(0)
