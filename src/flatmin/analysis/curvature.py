@@ -25,6 +25,7 @@ from flatmin.analysis.second import (
     explained,
     is_fused,
     light_norms,
+    refuse_once_differentiable,
     say_once,
 )
 from flatmin.analysis.untouched import Mode, Visit
@@ -87,7 +88,7 @@ class Curvature(LinearOperator):
         self._chunk = chunk
         self._graphs: dict[int, Any] = {}
         self._keepable: frozenset[int] = frozenset()
-        self._by_math = False
+        self._by_math = self._inspected = False
         self._weights = list(self.objective.model.parameters())
         self._versions = self._versions_now()
         self._prints = self._prints_now()
@@ -172,9 +173,16 @@ class Curvature(LinearOperator):
         with attention_by_math() if self._by_math else ExitStack():
             return self._graph(chunk, visit)
 
-    def _is_fused(self, *tensors: Tensor) -> bool:
-        """Did these come through attention as one kernel? Then from now on they do not."""
-        if self._by_math or not is_fused(*tensors):
+    def _begins_anew(self, *tensors: Tensor) -> bool:
+        """Did these come through attention as one kernel? Then from now on they do not.
+
+        Raises ValueError where they came through what can be differentiated only once.
+        """
+        if self._inspected:
+            return False
+        refuse_once_differentiable(*tensors)
+        self._inspected = True
+        if not is_fused(*tensors):
             return False
         self._by_math = True
         say_once(
@@ -386,7 +394,7 @@ class Hessian(Curvature):
 
     def _graph(self, chunk: Chunk, visit: Visit) -> Any:
         term = self.objective.term(chunk, visit)
-        if self._is_fused(term):
+        if self._begins_anew(term):
             return self._built(chunk, visit)
         leaves = self.objective.leaves
         with explained(term):

@@ -86,7 +86,7 @@ class GaussNewton(Curvature):
             term = self.objective.term(chunk, visit)
         finally:
             handle.remove()
-        if self._is_fused(term, *cut.outputs):
+        if self._begins_anew(term, *cut.outputs):
             return self._built(chunk, visit)
         self._check_cut(cut, term)
         with explained(term):

@@ -94,17 +94,31 @@ def explained(*tensors: Tensor) -> Generator[None]:
         said = str(error)
         missing = re.search(r"derivative for (\S+) is not implemented", said)
         if missing:
-            name = missing[1]
+            name = missing[1].strip("'")
         elif "once_differentiable" in said:
             name = ", ".join(sorted(set(_once_differentiable(*tensors)))) or "a custom function"
         elif "does not currently support double backward" in said:
             name = "torch.compile"
         else:
             raise
-        raise ValueError(
-            f"the loss has no second derivative: torch has none of {name}. Replace that operation, "
-            "or take differences of gradients, Hessian(..., differences=True)"
-        ) from error
+        raise _without(name) from error
+
+
+def _without(name: str) -> ValueError:
+    return ValueError(
+        f"the loss has no second derivative: torch has none of {name}. Replace that operation, or "
+        "take differences of gradients, Hessian(..., differences=True)"
+    )
+
+
+def refuse_once_differentiable(*tensors: Tensor) -> None:
+    """Raise ValueError for a custom function that can be differentiated only once.
+
+    Where what comes in from behind is constant, torch takes its derivative for a constant too,
+    without a word.
+    """
+    for name in _once_differentiable(*tensors):
+        raise _without(name)
 
 
 def _once_differentiable(*tensors: Tensor) -> Iterator[str]:
