@@ -22,6 +22,7 @@ from flatmin.analysis.eigen import Eigenvalues, eigenvalues
 from flatmin.analysis.gauss_newton import EmpiricalFisher, GaussNewton
 from flatmin.analysis.objective import Objective
 from flatmin.analysis.parameters import Parameters
+from flatmin.analysis.sharpness import Sharpness, sharpness
 from flatmin.analysis.spectrum import Density, Estimate, Spectrum, density, spectrum, trace
 from flatmin.analysis.untouched import untouched
 
@@ -35,9 +36,11 @@ __all__ = [
     "Hessian",
     "Objective",
     "Parameters",
+    "Sharpness",
     "Spectrum",
     "density",
     "eigenvalues",
+    "sharpness",
     "spectrum",
     "trace",
     "untouched",

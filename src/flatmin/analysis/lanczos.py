@@ -24,6 +24,9 @@ Array: TypeAlias = "NDArray[Any]"
 ASYMMETRY = 1e-5
 """More than this, |qᵀHq' - β| / β says that products are not those of one symmetric matrix."""
 
+PIECE = 1 << 20
+"""Elements that are widened to double precision at once."""
+
 
 class Products:
     """Products with any symmetric operator, as tensors in the type of the basis.
@@ -141,13 +144,17 @@ class Basis:
         self._remove(r)
         beta = _norm(r)
         torch.div(r, beta, out=self._rows[len(self)])
-        self._grow(end)
-        self._compare(float(self.matrix[end, -1]), beta)
+        there = self._grow(end)
+        self._compare(there, beta)
 
-    def _grow(self, end: int | None) -> None:
-        """Multiply the next row, which goes on from `end`. Interrupted, all is as before."""
+    def _grow(self, end: int | None) -> float:
+        """Multiply the next row, which goes on from `end`. Interrupted, all is as before.
+
+        Returns `q_endᵀ H q`, for comparison: summed in double precision, unlike the others.
+        """
         m = len(self)
         w = self.products(self._rows[m])
+        there = 0.0 if end is None else _dot(self._rows[end], w)
         T = np.zeros((m + 1, m + 1))
         T[:m, :m] = self.matrix
         coefficients = self._remove(w, m + 1)
@@ -161,6 +168,7 @@ class Basis:
         if _norm(w) > 10 * self.products.eps * self.scale:
             self._ends[m] = w
         self._ritz = None
+        return there
 
     def _remove(self, w: Tensor, count: int | None = None) -> Tensor:
         """Take the basis' part out of `w`; returns the coefficients."""
@@ -225,7 +233,12 @@ class Basis:
 
 
 def _norm(x: Tensor) -> float:
-    return float(cast(Any, torch.linalg).vector_norm(x))
+    return float(cast(Any, torch.linalg).vector_norm(x, dtype=torch.float64))
+
+
+def _dot(x: Tensor, y: Tensor) -> float:
+    pairs = zip(x.split(PIECE), y.split(PIECE), strict=True)
+    return float(sum(float(a.double() @ b.double()) for a, b in pairs))
 
 
 def could_hide(alpha: Array, beta: Array, end: float, value: float, room: int) -> bool:

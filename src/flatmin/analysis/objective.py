@@ -17,7 +17,7 @@ from flatmin.analysis.batches import Chunk, batches_of, chunks_of, in_type, size
 from flatmin.analysis.parameters import Parameters, Subset
 from flatmin.analysis.untouched import Mode, Visit, moving_layers, untouched
 from flatmin.engine import check
-from flatmin.engine.space import Space, local
+from flatmin.engine.space import Space
 from flatmin.engine.vec import Term, Vector
 from flatmin.engine.walk import Walk
 from flatmin.pairs import part_of
@@ -122,7 +122,7 @@ class Objective:
                 if _is_fsdp(m):
                     cast(Any, m).reshard()
 
-    def term(self, chunk: Chunk, visit: Visit) -> Tensor:
+    def term(self, chunk: Chunk, visit: Visit, *, finite: bool = True) -> Tensor:
         """The mean loss over one chunk, to be differentiated by `leaves`.
 
         Raises:
@@ -132,7 +132,7 @@ class Objective:
         self.prepare(chunk, visit)
         visit.fresh()
         loss = self._evaluated(chunk.batch)
-        self._check(loss, visit)
+        self._check(loss, visit, finite)
         return loss
 
     @contextmanager
@@ -142,7 +142,7 @@ class Objective:
         Every place is computed from a copy of `w`, which comes back bit for bit at the end, also
         after an exception. It costs two copies of the weights.
         """
-        walk = Walk(Space([self.leaves]))
+        walk = Walk(Space([self.leaves]), [self.leaves])
 
         @torch.no_grad()
         def move(v: Tensor | None) -> None:
@@ -158,14 +158,18 @@ class Objective:
     def displacement(self, space: Space, v: Tensor) -> Vector:
         """A flat vector as the engine's, laid out as `space` over `leaves`."""
         pieces = self.parameters.like(v, self.leaves)
-        return Vector(Term(space.join([local(x).contiguous() for x in pieces])))
+        return Vector(Term(space.join([space.piece(i, x) for i, x in enumerate(pieces)])))
 
-    def value(self) -> float:
-        """The loss at the weights as they are."""
+    def value(self, *, finite: bool = False) -> float:
+        """The loss at the weights as they are, which may be inf or nan.
+
+        Args:
+            finite: whether to raise ValueError where it is; default False.
+        """
         total = torch.zeros((), dtype=torch.float64)
         with self.evaluating() as visit, torch.no_grad():
             for chunk in self.chunks:
-                total += self.term(chunk, visit).double().cpu() * chunk.weight
+                total += self.term(chunk, visit, finite=finite).double().cpu() * chunk.weight
         return float(self.summed(total))
 
     def value_and_gradient(self) -> tuple[float, Tensor]:
@@ -234,7 +238,7 @@ class Objective:
 
     # What can go wrong.
 
-    def _check(self, loss: object, visit: Visit) -> None:
+    def _check(self, loss: object, visit: Visit, finite: bool = True) -> None:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise TypeError(
                 "loss(model, batch) must return the mean loss over the batch, a tensor of one "
@@ -252,7 +256,7 @@ class Objective:
             raise ValueError(
                 "the loss draws random numbers: " + self._random_layers() + ", or pass mode='eval'"
             )
-        if not math.isfinite(float(loss.detach())):
+        if finite and not math.isfinite(float(loss.detach())):
             raise ValueError(
                 f"the loss is {float(loss.detach())} at these weights, and has no derivatives "
                 "there: look at the weights and at the data for values that are not finite"
@@ -284,7 +288,7 @@ class Objective:
             for part in parts:
                 visit.fresh()
                 loss = self._evaluated(part_of(chunk.batch, part))
-                self._check(loss, visit)
+                self._check(loss, visit, finite=False)
                 values.append(float(loss))
         whole, first, second = values
         share = (n // 2) / n

@@ -3,9 +3,7 @@
 # pyright: reportPrivateUsage=false
 from __future__ import annotations
 
-import random
-import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias, cast
 
@@ -13,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flatmin.engine import check
-from flatmin.engine.model_state import RandomStreams, RunningStatistics
+from flatmin.engine.model_state import RandomNumbers, same_numbers
 
 Mode: TypeAlias = Literal["eval", "train"]
 """In which mode a model is looked at; None, where allowed, leaves each module in its own."""
@@ -27,8 +25,8 @@ def untouched(model: nn.Module, mode: Mode | None = None) -> Generator[Visit]:
     and numpy come back bit for bit. Weights are not copied: whoever moves them brings them back.
     Within, gradients are recorded, and no parameter has a `.grad`.
 
-    Buffers stay untouched because the model works on copies of them, made anew by `Visit.fresh`;
-    layers that track running statistics record none.
+    Buffers stay untouched because the model works on copies of them, made anew by `Visit.fresh`: so
+    what graphs have saved of them stays too.
 
     Args:
         model: any module.
@@ -53,7 +51,6 @@ def untouched(model: nn.Module, mode: Mode | None = None) -> Generator[Visit]:
     modes = [(m, m.training) for m in model.modules()]
     flags = [(p, p.requires_grad) for p in params]
     grads = [(p, p.grad) for p in params]
-    statistics = RunningStatistics(model)
     visit = Visit(model)
     try:
         if mode is not None:
@@ -61,8 +58,7 @@ def untouched(model: nn.Module, mode: Mode | None = None) -> Generator[Visit]:
         for p in params:
             p.grad = None
         visit.fresh()
-        statistics.save()
-        with statistics.frozen(), torch.enable_grad():
+        with torch.enable_grad():
             yield visit
     finally:
         visit.leave()
@@ -80,9 +76,8 @@ class Visit:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._own = [(m, dict(m._buffers)) for m in model.modules() if m._buffers]
-        devices = {p.device for p in model.parameters()}
-        self._streams = RandomStreams(devices)
-        self._random = self._states()
+        self._streams = RandomNumbers({p.device for p in model.parameters()})
+        self._random = self._streams.state()
 
     def fresh(self) -> None:
         """Let the model see its buffers and the random states as they were at the door."""
@@ -97,42 +92,20 @@ class Visit:
 
         for module, own in self._own:
             for name, buffer in own.items():
-                # None where running statistics are put out of the layer's reach
-                if name not in module._buffers or module._buffers[name] is not None:
-                    module._buffers[name] = copied(buffer)
+                module._buffers[name] = copied(buffer)
         if self.drew():
-            self._set(self._random)
+            self._streams.set(self._random)
 
     def drew(self) -> bool:
         """Has anything drawn random numbers since the door, or since `fresh`?"""
-        return not all(map(_same, self._random, self._states()))
+        return not same_numbers(self._random, self._streams.state()[: len(self._random)])
 
     def leave(self) -> None:
         """Put buffers and random states back."""
         for module, own in self._own:
             module._buffers.clear()
             module._buffers.update(own)
-        self._set(self._random)
-
-    def _states(self) -> list[Any]:
-        numpy = sys.modules.get("numpy")  # nobody has drawn from what nobody has imported
-        states: list[Any] = [self._streams.state(), random.getstate()]
-        return states if numpy is None else [*states, numpy.random.get_state()]
-
-    def _set(self, states: list[Any]) -> None:
-        self._streams.set(states[0])
-        random.setstate(states[1])
-        if len(states) > 2:
-            sys.modules["numpy"].random.set_state(states[2])
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, (list, tuple)):
-        items = cast("Sequence[Any]", a)
-        return len(items) == len(b) and all(map(_same, items, b))
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    return bool(a.tobytes() == b.tobytes()) if hasattr(a, "tobytes") else a == b
+        self._streams.set(self._random)
 
 
 def moving_layers(model: nn.Module) -> Iterator[str]:
