@@ -9,12 +9,16 @@ for bit as it was. It needs numpy and scipy, and is imported when first asked fo
         x, y = batch
         return cross_entropy(model(x), y)
 
-    objective = analysis.Objective(model, loss, loader, mode="eval")
-    value, gradient = objective.value_and_gradient()
+    H = analysis.Hessian(model, loss, loader, mode="eval")
+    print(analysis.eigenvalues(H, k=5))        # with residuals
+    print(analysis.spectrum(H).trace)          # with its standard error
 
 Where to start reading: `objective` (the loss as a function of some parameters; on it stands all
 else), with `untouched` (the model in a chosen mode, nothing left changed), `batches` and
-`parameters`.
+`parameters`. Then `curvature` (products with the Hessian, by what `second` makes possible) and
+`gauss_newton`; `lanczos` (a basis from as many starts as it takes), on which `eigen` and `spectrum`
+stand; and `sharpness`. A new matrix is a `Curvature` with `_graph` and `_multiplied`; a new
+measurement is a function of an `Objective`.
 """
 
 from flatmin.analysis.curvature import Curvature, Hessian

@@ -105,7 +105,7 @@ class Basis:
         )
         self._random = torch.Generator().manual_seed(seed)
         self._ends: dict[int, Tensor] = {}
-        self._ritz: tuple[Array, Array, Array] | None = None
+        self._ritz: tuple[Any, Any, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.matrix)
@@ -185,14 +185,14 @@ class Basis:
 
     # Look.
 
-    def ritz(self) -> tuple[Array, Array, Array]:
+    def ritz(self) -> tuple[Any, Any, Any]:
         """Ritz values in descending order, their coefficients by column, and their residuals."""
         if self._ritz is None:
             eigh = cast(Any, np.linalg.eigh)
             ascending, vectors = cast(
                 "tuple[Array, Array]", eigh((self.matrix + self.matrix.T) / 2)
             )
-            S: Array = vectors[:, ::-1].copy()
+            S = cast(Array, vectors[:, ::-1].copy())
             self._ritz = ascending[::-1].copy(), S, np.sqrt(self.shares(S).sum(0))
         return self._ritz
 
@@ -210,11 +210,11 @@ class Basis:
         rows = self._rows[: len(self)]
         return rows.T @ torch.from_numpy(np.ascontiguousarray(S)).to(rows)
 
-    def sequence(self, number: int) -> tuple[Array, Array]:
+    def sequence(self, number: int) -> tuple[Any, Any]:
         """The tridiagonal matrix of one sequence: its diagonal, and what stands beside it."""
         begin = self.starts[number]
         end = [*self.starts, len(self)][number + 1]
-        block = self.matrix[begin:end, begin:end]
+        block = cast(Any, self.matrix[begin:end, begin:end])
         return np.diag(block).copy(), np.abs(np.diag(block, 1))
 
     def going_on(self, end: int) -> float:
@@ -237,8 +237,11 @@ def _norm(x: Tensor) -> float:
 
 
 def _dot(x: Tensor, y: Tensor) -> float:
-    pairs = zip(x.split(PIECE), y.split(PIECE), strict=True)
-    return float(sum(float(a.double() @ b.double()) for a, b in pairs))
+    total = 0.0
+    for begin in range(0, len(x), PIECE):
+        piece = slice(begin, begin + PIECE)
+        total += float(x[piece].double() @ y[piece].double())
+    return total
 
 
 def could_hide(alpha: Array, beta: Array, end: float, value: float, room: int) -> bool:

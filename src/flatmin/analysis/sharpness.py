@@ -274,7 +274,9 @@ class _Home:
 
     def __init__(self, objective: Objective, grad: Tensor) -> None:
         leaves = [p.detach() for p in objective.leaves]
-        self._space = Space([leaves], names=dict(zip(leaves, objective.parameters.names)))
+        self._space = Space(
+            [leaves], names=dict(zip(leaves, objective.parameters.names, strict=True))
+        )
         self._params = objective.parameters.tensors
         self._names = objective.parameters.names
         self.weights = Vector(Term(self._space.join(self._space.pieces)))
