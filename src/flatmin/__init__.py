@@ -34,8 +34,8 @@ from flatmin.pairs import paired, split
 
 __version__ = "0.1.0"
 
-_ROOMS = ("meta",)
-"""Rooms that are imported when they are first asked for, as in `flatmin.meta`."""
+_ROOMS = ("analysis", "meta")
+"""Rooms that are imported when they are first asked for: `analysis` needs more than torch."""
 
 
 def __getattr__(name: str) -> Any:

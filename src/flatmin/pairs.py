@@ -248,7 +248,7 @@ def split(batch: Any, fraction: float = 0.25) -> tuple[Any, Any]:
         ([0, 1, 2, 3, 4, 5], [6, 7])
     """
     check.in_range("fraction", fraction, 0.0, 1.0, open_low=True, open_high=True)
-    sizes = set(_sizes(batch))
+    sizes = set(sizes_of(batch))
     if len(sizes) != 1:
         raise ValueError(
             "a batch to split needs tensors of one length, counted along their first dimension; "
@@ -258,10 +258,11 @@ def split(batch: Any, fraction: float = 0.25) -> tuple[Any, Any]:
     if size < 2:
         raise ValueError(f"a batch of {size} cannot be split in two: use a larger batch")
     cut = size - min(max(1, round(fraction * size)), size - 1)
-    return _cut(batch, slice(None, cut)), _cut(batch, slice(cut, None))
+    return part_of(batch, slice(None, cut)), part_of(batch, slice(cut, None))
 
 
-def _sizes(batch: Any) -> Iterator[int]:
+def sizes_of(batch: Any) -> Iterator[int]:
+    """The number of samples in each part of a batch of any structure."""
     if isinstance(batch, Tensor):
         if batch.ndim == 0:
             raise ValueError(
@@ -271,12 +272,12 @@ def _sizes(batch: Any) -> Iterator[int]:
         yield len(batch)
     elif isinstance(batch, Mapping):
         for value in cast("Mapping[Any, Any]", batch).values():
-            yield from _sizes(value)
+            yield from sizes_of(value)
     elif _is_samples(batch):
         yield len(batch)
     elif isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)):
         for value in cast("Sequence[Any]", batch):
-            yield from _sizes(value)
+            yield from sizes_of(value)
     elif hasattr(batch, "shape"):
         raise TypeError(
             f"a batch to split holds tensors, got a {type(batch).__name__}: convert it with "
@@ -284,17 +285,18 @@ def _sizes(batch: Any) -> Iterator[int]:
         )
 
 
-def _cut(batch: Any, part: slice) -> Any:
+def part_of(batch: Any, part: slice) -> Any:
+    """The samples `part` of a batch of any structure, in the same structure."""
     if isinstance(batch, Tensor) or _is_samples(batch):
         return batch[part]
     if isinstance(batch, Mapping):
         items = cast("Mapping[Any, Any]", batch).items()
         cut = cast(Any, copy(cast(object, batch)))
         for key, value in items:
-            cut[key] = _cut(value, part)
+            cut[key] = part_of(value, part)
         return cut
     if isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)):
-        pieces = [_cut(value, part) for value in cast("Sequence[Any]", batch)]
+        pieces = [part_of(value, part) for value in cast("Sequence[Any]", batch)]
         kind = cast(Any, type(batch))  # pyright: ignore[reportUnknownArgumentType]
         return kind(*pieces) if hasattr(kind, "_fields") else kind(pieces)
     return batch

@@ -1,0 +1,51 @@
+"""Looking at a model and a loss: curvature, sharpness, and what else says how flat a minimum is.
+
+Everything here takes any model, any loss and any data, never a trainer, and leaves the model bit
+for bit as it was. It needs numpy and scipy, and is imported when first asked for:
+
+    from flatmin import analysis
+
+    def loss(model, batch):                    # the mean over the batch, without backward
+        x, y = batch
+        return cross_entropy(model(x), y)
+
+    H = analysis.Hessian(model, loss, loader, mode="eval")
+    print(analysis.eigenvalues(H, k=5))        # with residuals
+    print(analysis.spectrum(H).trace)          # with its standard error
+
+Where to start reading: `objective` (the loss as a function of some parameters; on it stands all
+else), with `untouched` (the model in a chosen mode, nothing left changed), `batches` and
+`parameters`. Then `curvature` (products with the Hessian, by what `second` makes possible) and
+`gauss_newton`; `lanczos` (a basis from as many starts as it takes), on which `eigen` and `spectrum`
+stand; and `sharpness`. A new matrix is a `Curvature` with `_graph` and `_multiplied`; a new
+measurement is a function of an `Objective`.
+"""
+
+from flatmin.analysis.curvature import Curvature, Hessian
+from flatmin.analysis.eigen import Eigenvalues, eigenvalues
+from flatmin.analysis.gauss_newton import EmpiricalFisher, GaussNewton
+from flatmin.analysis.objective import Objective
+from flatmin.analysis.parameters import Parameters
+from flatmin.analysis.sharpness import Sharpness, sharpness
+from flatmin.analysis.spectrum import Density, Estimate, Spectrum, density, spectrum, trace
+from flatmin.analysis.untouched import untouched
+
+__all__ = [
+    "Curvature",
+    "Density",
+    "Eigenvalues",
+    "EmpiricalFisher",
+    "Estimate",
+    "GaussNewton",
+    "Hessian",
+    "Objective",
+    "Parameters",
+    "Sharpness",
+    "Spectrum",
+    "density",
+    "eigenvalues",
+    "sharpness",
+    "spectrum",
+    "trace",
+    "untouched",
+]

@@ -1,0 +1,117 @@
+"""A model looked at in a chosen mode, with nothing left changed."""
+
+# pyright: reportPrivateUsage=false
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+
+from flatmin.engine import check
+from flatmin.engine.model_state import RandomNumbers, same_numbers
+
+Mode: TypeAlias = Literal["eval", "train"]
+"""In which mode a model is looked at; None, where allowed, leaves each module in its own."""
+
+
+@contextmanager
+def untouched(model: nn.Module, mode: Mode | None = None) -> Generator[Visit]:
+    """Look at a model in a chosen mode; afterwards all is as before, also after an exception.
+
+    Modes of all modules, buffers, gradients, `requires_grad` and the random states of torch, Python
+    and numpy come back bit for bit. Weights are not copied: whoever moves them brings them back.
+    Within, gradients are recorded, and no parameter has a `.grad`.
+
+    Buffers stay untouched because the model works on copies of them, made anew by `Visit.fresh`: so
+    what graphs have saved of them stays too.
+
+    Args:
+        model: any module.
+        mode: "eval" or "train" for all modules; None (default) leaves each in its own mode.
+
+    Raises:
+        ValueError: `mode` is neither.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from flatmin.analysis.untouched import untouched
+        >>> model = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5))
+        >>> with untouched(model, "eval"):
+        ...     y = model(torch.ones(1, 3))
+        >>> model.training
+        True
+    """
+    if mode is not None:
+        check.one_of("mode", mode, ("eval", "train"))
+    params = list(model.parameters())
+    modes = [(m, m.training) for m in model.modules()]
+    flags = [(p, p.requires_grad) for p in params]
+    grads = [(p, p.grad) for p in params]
+    visit = Visit(model)
+    try:
+        if mode is not None:
+            model.train(mode == "train")
+        for p in params:
+            p.grad = None
+        visit.fresh()
+        with torch.enable_grad():
+            yield visit
+    finally:
+        visit.leave()
+        for m, training in modes:
+            m.training = training
+        for p, flag in flags:
+            p.requires_grad_(flag)
+        for p, grad in grads:
+            p.grad = grad
+
+
+class Visit:
+    """What one look at a model sees: copies of its buffers, and the random states at the door."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._own = [(m, dict(m._buffers)) for m in model.modules() if m._buffers]
+        self._streams = RandomNumbers({p.device for p in model.parameters()})
+        self._random = self._streams.state()
+
+    def fresh(self) -> None:
+        """Let the model see its buffers and the random states as they were at the door."""
+        copies: dict[int, Tensor] = {}  # a buffer that two modules share stays one
+
+        def copied(buffer: Tensor | None) -> Tensor | None:
+            if buffer is None:
+                return None
+            if id(buffer) not in copies:
+                copies[id(buffer)] = buffer.detach().clone()
+            return copies[id(buffer)]
+
+        for module, own in self._own:
+            for name, buffer in own.items():
+                module._buffers[name] = copied(buffer)
+        if self.drew():
+            self._streams.set(self._random)
+
+    def drew(self) -> bool:
+        """Has anything drawn random numbers since the door, or since `fresh`?"""
+        return not same_numbers(self._random, self._streams.state()[: len(self._random)])
+
+    def leave(self) -> None:
+        """Put buffers and random states back."""
+        for module, own in self._own:
+            module._buffers.clear()
+            module._buffers.update(own)
+        self._streams.set(self._random)
+
+
+def moving_layers(model: nn.Module) -> Iterator[str]:
+    """Names of layers whose output for a sample depends, as they stand, on its whole batch."""
+    modules: list[tuple[str, nn.Module]] = list(cast(Any, model).named_modules())
+    for name, m in modules:
+        is_norm = isinstance(m, nn.modules.batchnorm._BatchNorm)
+        if is_norm and (m.training or m.running_mean is None):
+            yield name or type(m).__name__

@@ -1,0 +1,84 @@
+"""What two processes see of a loss, each with its own part of the data; torchrun launches it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from curvatures import CASES, Batch, loss
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from flatmin import analysis
+
+CASE = CASES["convolutions, BatchNorm"]
+SHARDED = CASES["LayerNorm, GroupNorm"]
+
+
+def shares(batches: list[Batch], rank: int, ranks: int) -> list[Batch]:
+    """Uneven parts: the batches of the table differ in size."""
+    return batches[rank::ranks]
+
+
+def vector(count: int) -> torch.Tensor:
+    return torch.randn(count, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def found(rank: int = 0, ranks: int = 1) -> dict[str, Any]:
+    torch.use_deterministic_algorithms(True)
+    result: dict[str, Any] = {}
+    model: nn.Module = CASE.model()
+    if ranks > 1:
+        model = DistributedDataParallel(model)
+    batches = shares(CASE.batches(), rank, ranks)
+    for which in (analysis.Hessian, analysis.GaussNewton, analysis.EmpiricalFisher):
+        operator = which(model, loss, batches, mode="eval")
+        result[which.__name__] = (operator @ vector(operator.shape[0])).tolist()
+    H = analysis.Hessian(model, loss, batches, mode="eval")
+    result["samples"] = H.objective.samples
+    result["eigenvalues"] = analysis.eigenvalues(H, 3, tol=1e-6).values.tolist()
+    value, gradient = H.objective.value_and_gradient()
+    result["value"], result["gradient"] = value, gradient.tolist()
+    if ranks > 1:  # the model trains on as if nothing had been
+        model.train()
+        loss(model, batches[0]).backward()
+        result["trains"] = all(p.grad is not None for p in model.parameters())
+    return result | sharded(rank, ranks)
+
+
+def sharded(rank: int, ranks: int) -> dict[str, Any]:
+    model: Any = SHARDED.model()
+    batches = shares(SHARDED.batches(), rank, ranks)
+    result: dict[str, Any] = {}
+    if ranks > 1:
+        fully_shard(model[0])
+        fully_shard(model)
+        try:
+            analysis.Hessian(model, loss, batches)
+        except ValueError as error:
+            result["refused"] = str(error)
+    objective = analysis.Objective(model, loss, batches)
+    value, gradient = objective.value_and_gradient()
+    result["sharded value"], result["sharded gradient"] = value, gradient.tolist()
+    H = analysis.Hessian(model, loss, batches, differences=ranks > 1)
+    result["sharded product"] = (H @ vector(H.shape[0])).tolist()
+    result["sharded value again"] = objective.value()
+    return result
+
+
+def main() -> None:
+    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    path = Path(sys.argv[1]) / f"{rank}.json"
+    path.write_text(json.dumps(found(rank, ranks)))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
