@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from distributed import checkpoint, equality, local, sharding, trouble
+from distributed import buffers, checkpoint, equality, local, sharding, trouble
 from distributed.common import main
 
 SCRIPTS = {
     "equality": equality.scenarios,
     "local": local.scenarios,
+    "buffers": buffers.scenarios,
     "sharding": sharding.scenarios,
     "checkpoint": checkpoint.scenarios,
     "trouble": trouble.scenarios,  # the last: it breaks process groups

@@ -157,6 +157,23 @@ def test_a_model_with_batchnorm_brings_its_statistics_along_once_a_step(two: Fou
         assert said[1:-1] == [[]] * (passes - 2)
 
 
+@pytest.mark.parametrize("ascent", ["global", "local"])
+@pytest.mark.parametrize("method", METHODS)
+def test_with_the_defaults_of_ddp_a_step_is_one_visit_to_the_model(
+    method: str, ascent: str, two: Found
+):
+    """Also to buffers, which DDP broadcasts before each pass."""
+    for found in two.at("buffers", f"{method} {ascent}"):
+        assert found["wrong"] == []
+        assert found["alike"]
+        assert found["samples"] >= 3 * 12
+
+
+def test_with_the_defaults_of_ddp_sam_is_sam_by_hand(two: Found):
+    (ours, *_), (hand, *_) = two.at("buffers", "sam global"), two.at("buffers", "by hand")
+    assert ours["norm"] == pytest.approx(hand["norm"], rel=1e-12)
+
+
 @pytest.mark.parametrize("method", list(local.BY_HAND))
 def test_local_ascent_equals_the_hand_computation(method: str, two: Found):
     for found in two.at("local", f"hand, {method}"):

@@ -215,7 +215,8 @@ class Basis:
         begin = self.starts[number]
         end = [*self.starts, len(self)][number + 1]
         block = cast(Any, self.matrix[begin:end, begin:end])
-        return np.diag(block).copy(), np.abs(np.diag(block, 1))
+        diagonal, beside = (cast("Array", np.diag(block, at)) for at in (0, 1))
+        return diagonal.copy(), np.abs(beside)
 
     def going_on(self, end: int) -> float:
         """Norm of what the sequence that ends in vector `end` would go on with."""
