@@ -543,6 +543,13 @@ class SharpnessAware(Wrapper):
                     f"{name} must be a function that evaluates the loss and calls backward, got "
                     f"{check.describe(value)}: write step(lambda: loss_on(batch))"
                 )
+        if check.continues_accumulation(closure):
+            raise RuntimeError(
+                "Lightning accumulates: it ran all but the last micro-batch of this step alone, "
+                "and none of them at the perturbed weights. Leave accumulate_grad_batches at 1 and "
+                "derive from flatmin.integrations.lightning.SharpnessAwareModule, whose "
+                "micro_batches cut a batch in pieces"
+            )
         if closure is None:
             raise TypeError("step(closure, aux_closure) needs the primary closure too, got None")
         name = type(self.direction).__name__

@@ -591,6 +591,13 @@ def test_processes_that_would_draw_the_same_pairs_are_refused():
         module._refuse(module.made)
 
 
+def test_accumulation_beside_an_ordinary_module_is_refused():
+    module = Ordinary()
+    with pytest.raises(RuntimeError, match=r"Lightning accumulates.*SharpnessAwareModule"):
+        fit(module, accumulate_grad_batches=2)
+    assert same_bits(module.net, small())
+
+
 def test_esam_is_refused():
     with pytest.raises(MisconfigurationException, match="LossRise chooses samples"):
         fit(Digits("esam"))

@@ -91,3 +91,17 @@ def callers_level() -> int:
 
 
 _INSIDE = ("flatmin.", "torch.", "contextlib")
+
+
+def continues_accumulation(closure: object) -> bool:
+    """Is it the closure of Lightning's last micro-batch, whose siblings ran outside of any step?
+
+    Lightning clears gradients in the closure of the first micro-batch alone.
+    """
+    parts = (*getattr(closure, "args", ()), closure)
+    return any(
+        type(part).__module__.startswith(("lightning.", "pytorch_lightning."))
+        and getattr(part, "_zero_grad_fn", part) is None
+        and getattr(part, "_backward_fn", None) is not None
+        for part in parts
+    )
