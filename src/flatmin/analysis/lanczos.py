@@ -215,8 +215,8 @@ class Basis:
         begin = self.starts[number]
         end = [*self.starts, len(self)][number + 1]
         block = cast(Any, self.matrix[begin:end, begin:end])
-        diagonal, beside = (cast("Array", np.diag(block, at)) for at in (0, 1))
-        return diagonal.copy(), np.abs(beside)
+        found: list[Any] = [np.diag(block, at) for at in (0, 1)]
+        return found[0].copy(), np.abs(found[1])
 
     def going_on(self, end: int) -> float:
         """Norm of what the sequence that ends in vector `end` would go on with."""
