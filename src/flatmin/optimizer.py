@@ -605,7 +605,7 @@ class SharpnessAware(Wrapper):
             self._fit_buffers(p, shape, dtype, space.name_of(p))
         walk = Walk(space, groups)
         self._ascending = ascending
-        self._memory = Memory(self.base, self._buffers, space)
+        self._memory = Memory(self.base, lambda: self._buffers, space)
         if self.model is not None:
             self._model_state = ModelState(
                 self.model,

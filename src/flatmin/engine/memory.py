@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,11 +37,11 @@ class Memory:
     def __init__(
         self,
         base: torch.optim.Optimizer,
-        buffers: MutableMapping[Tensor, dict[str, Any]],
+        buffers: Callable[[], MutableMapping[Tensor, dict[str, Any]]],
         space: Space,
     ) -> None:
         self._base = base
-        self._buffers = buffers
+        self._now = buffers
         self._space = space
         self._kept: dict[str, _Kept] = {}
         self.begin()
@@ -49,6 +49,7 @@ class Memory:
     def begin(self) -> None:
         """A step begins: nothing is staged, and the buffers are still to be looked up."""
         self.numbers: Mapping[str, Any] = self._base.param_groups[0][KEY]
+        self._buffers = self._now()  # loading a checkpoint makes torch's own state anew
         self._vectors: dict[str, Vector] = {}
         self._notes: dict[str, float] = {}
         self._found: dict[str, list[Tensor | None]] = {}
