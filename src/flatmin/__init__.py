@@ -64,5 +64,13 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """`flatmin.analysis`, imported when first asked for: it needs more than torch."""
     if name == "analysis":
-        return importlib.import_module("flatmin.analysis")
+        try:
+            return importlib.import_module("flatmin.analysis")
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in ("numpy", "scipy"):
+                raise
+            raise ImportError(
+                f"flatmin.analysis needs {package}: pip install 'flatmin[studies]'"
+            ) from error
     raise AttributeError(f"module 'flatmin' has no attribute {name!r}")

@@ -215,7 +215,7 @@ class Basis:
         begin = self.starts[number]
         end = [*self.starts, len(self)][number + 1]
         block = cast(Any, self.matrix[begin:end, begin:end])
-        return np.diag(block).copy(), np.abs(np.diag(block, 1))
+        return block.diagonal().copy(), np.abs(block.diagonal(1))
 
     def going_on(self, end: int) -> float:
         """Norm of what the sequence that ends in vector `end` would go on with."""
