@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import sparse
+from scipy import sparse, stats
 from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -200,12 +200,11 @@ def hard_row(batch: Batch) -> dict[str, Any]:
     torch.manual_seed(1)
     model = models.build("resnet20", channels=3, size=32, classes=10).eval()
     found: dict[str, Any] = {}
-    angles = (np.arange(20_000) + 0.5) / 20_000
-    # the quantiles of a semicircle, nearly
-    semicircle = sparse.diags_array(np.sin(np.pi * (angles - 0.5)) * np.sqrt(np.abs(angles - 0.5)))
+    shares = (np.arange(20_000) + 0.5) / 20_000
+    semicircle = sparse.diags_array(2 * stats.beta(1.5, 1.5).ppf(shares) - 1)
     for name, H in (
         ("ResNet-20, untrained", analysis.Hessian(model, loss, batch)),
-        ("20,000 values, none outstanding", semicircle),
+        ("a semicircle of 20,000 values", semicircle),
     ):
         with warnings.catch_warnings(action="ignore"):
             result = analysis.eigenvalues(H, K, tol=TOL)

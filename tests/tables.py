@@ -14,15 +14,34 @@ from torch.nn.functional import cross_entropy
 
 import flatmin
 from flatmin import methods
+from flatmin.engine.several import Several
 
 METHODS = list(methods.TABLE)
 LOOKING = [name for name in METHODS if name != "sgd"]
+
+
+def muon_and_adamw(params: Any, lr: float = 0.01) -> Several:
+    """Two optimizers as one, since Muon takes matrices alone: as it is used."""
+    groups = [{"params": list(params)}] if not isinstance(next(iter(params)), dict) else params
+    matrices, others = (
+        [
+            {**group, "params": [p for p in group["params"] if (p.ndim == 2) is wanted]}
+            for group in groups
+        ]
+        for wanted in (True, False)
+    )
+    return Several([torch.optim.Muon(matrices, lr=lr), torch.optim.AdamW(others, lr=lr)])
+
+
 BASES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-3),
-    "adam": partial(torch.optim.Adam, lr=0.01),
     "adamw": partial(torch.optim.AdamW, lr=0.01, weight_decay=0.05),
 }
+if hasattr(torch.optim, "Muon"):  # of torch 2.9
+    BASES["muon and adamw"] = muon_and_adamw
 GROUPS = ("one group", "two groups")
+BASES_IN_GROUPS = [*((base, GROUPS[0]) for base in BASES), ("sgd", GROUPS[1])]
+"""Every base, and one of them over parameters in groups with radii of their own."""
 TOTAL = 12
 
 _digits = load_digits()

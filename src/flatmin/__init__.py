@@ -39,9 +39,17 @@ _ROOMS = ("analysis", "meta")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'flatmin' has no attribute {name!r}")
+    try:
         return import_module(f"flatmin.{name}")
-    raise AttributeError(f"module 'flatmin' has no attribute {name!r}")
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in ("numpy", "scipy"):
+            raise
+        raise ImportError(
+            f"flatmin.{name} needs {package}: pip install 'flatmin[studies]'"
+        ) from error
 
 
 __all__ = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import namedtuple
 from typing import Any
 
@@ -102,6 +104,22 @@ def test_gradients_are_those_of_backward():
     assert torch.allclose(
         gradient.float(), torch.cat([p.grad.flatten() for p in model.parameters()])
     )
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_it_is_imported_when_first_asked_for(missing: bool):
+    hidden = "sys.modules['scipy'] = None; " if missing else ""
+    script = (
+        f"import sys; {hidden}import flatmin; loaded = set(sys.modules); "
+        "assert not loaded & {'flatmin.analysis', 'scipy.sparse'}; "
+        "print(flatmin.analysis.Hessian.__name__)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    if missing:
+        says = "ImportError: flatmin.analysis needs scipy: pip install 'flatmin[studies]'"
+        assert run.stderr.strip().splitlines()[-1] == says
+    else:
+        assert run.stdout.strip() == "Hessian"
 
 
 class NoSecond(torch.autograd.Function):

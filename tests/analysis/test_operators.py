@@ -383,6 +383,7 @@ def test_moving_weights_come_back_bit_for_bit():
         assert torch.equal(x, before[key])
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what it imports
 def test_curvlinops_agrees_on_resnet20_in_float32():
     curvlinops = pytest.importorskip("curvlinops")
     from flatmin.training import models

@@ -140,11 +140,17 @@ class Basis:
 
     def extend(self, end: int) -> None:
         """One product more in the sequence that ends in vector `end`."""
+        m = len(self)
         r = self._ends[end]
         self._remove(r)
         beta = _norm(r)
-        torch.div(r, beta, out=self._rows[len(self)])
-        there = self._grow(end)
+        torch.div(r, beta, out=self._rows[m])
+        del r, self._ends[end]  # memory is spent on graphs
+        try:
+            there = self._grow(end)
+        except BaseException:
+            self._ends[end] = self._rows[m] * beta
+            raise
         self._compare(there, beta)
 
     def _grow(self, end: int | None) -> float:
@@ -160,7 +166,6 @@ class Basis:
         coefficients = self._remove(w, m + 1)
         coefficients += self._remove(w, m + 1)
         T[:, m] = T[m, :] = coefficients.cpu().numpy()
-        self._ends.pop(-1 if end is None else end, None)
         self.matrix = T
         self.scale = float(np.abs(T).sum(0).max())
         for r in self._ends.values():  # what is in the basis now is beyond it no more
@@ -215,8 +220,7 @@ class Basis:
         begin = self.starts[number]
         end = [*self.starts, len(self)][number + 1]
         block = cast(Any, self.matrix[begin:end, begin:end])
-        found: list[Any] = [np.diag(block, at) for at in (0, 1)]
-        return found[0].copy(), np.abs(found[1])
+        return block.diagonal().copy(), np.abs(block.diagonal(1))
 
     def going_on(self, end: int) -> float:
         """Norm of what the sequence that ends in vector `end` would go on with."""
