@@ -22,15 +22,15 @@ LOOKING = [name for name in METHODS if name != "sgd"]
 
 def muon_and_adamw(params: Any, lr: float = 0.01) -> Several:
     """Two optimizers as one, since Muon takes matrices alone: as it is used."""
-    groups = [{"params": list(params)}] if not isinstance(next(iter(params)), dict) else params
-    matrices, others = (
-        [
-            {**group, "params": [p for p in group["params"] if (p.ndim == 2) is wanted]}
-            for group in groups
+    given = list(params)
+    groups = given if isinstance(given[0], dict) else [{"params": given}]
+
+    def of(matrices: bool) -> list[dict[str, Any]]:
+        return [
+            {**g, "params": [p for p in g["params"] if (p.ndim == 2) is matrices]} for g in groups
         ]
-        for wanted in (True, False)
-    )
-    return Several([torch.optim.Muon(matrices, lr=lr), torch.optim.AdamW(others, lr=lr)])
+
+    return Several([torch.optim.Muon(of(True), lr=lr), torch.optim.AdamW(of(False), lr=lr)])
 
 
 BASES: dict[str, Callable[..., torch.optim.Optimizer]] = {

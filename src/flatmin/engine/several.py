@@ -110,16 +110,18 @@ class Several(torch.optim.Optimizer):
                 each.load_state_dict(content)
             return
         groups = iter(state_dict["param_groups"])
-        start = 0
         for each in self.optimizers:
-            end = start + len(_params(each))
             mine = [dict(g) for g in itertools.islice(groups, len(each.param_groups))]
+            saved = [name for group in mine for name in group["params"]]  # or numbers
+            numbers = itertools.count()
             for group in mine:
-                group["params"] = [i - start for i in group["params"]]
-            saved = state_dict["state"].items()
-            state = {i - start: x for i, x in saved if start <= i < end}
+                group["params"] = [next(numbers) for _ in group["params"]]
+            state = {
+                i: state_dict["state"][name]
+                for i, name in enumerate(saved)
+                if name in state_dict["state"]
+            }
             each.load_state_dict({"state": state, "param_groups": mine})
-            start = end
 
     def __getstate__(self) -> dict[str, Any]:
         return {"optimizers": self.optimizers}
