@@ -68,7 +68,11 @@ class Trainer:
         if know_model:
             options["model"] = self.model
         if build is None:
-            self.optimizer = self.method.build(self.base, rho, total_steps=TOTAL, **options)
+            # So that the steps of a test are on both sides of where a late method begins.
+            late = {"start": 0.05} if "start" in self.method.hyperparameters else None
+            self.optimizer = self.method.build(
+                self.base, rho, total_steps=TOTAL, settings=late, **options
+            )
         else:
             self.optimizer = build(self.base, **options)
         self.steps = 0

@@ -45,7 +45,7 @@ ROOMS = (
 )
 TRAINERS = ("accelerate", "lightning", "transformers")
 PARTS = ("direction", "geometry", "policy", "selection", "descent")
-NO_PAPER = ("Product",)
+NO_PAPER = ("Product", "Both")
 """Parts that are arithmetic, and need no reference."""
 INTERNAL = ("advance",)
 """Functions that live beside public ones without being so."""
