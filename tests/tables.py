@@ -16,6 +16,8 @@ import flatmin
 from flatmin import methods
 
 METHODS = list(methods.TABLE)
+BEGIN_PERTURBED = ("msam", "rwp", "previous-sam")
+"""Methods whose first and only pass is at `w + eps`."""
 LOOKING = [name for name in METHODS if name != "sgd"]
 BASES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-3),

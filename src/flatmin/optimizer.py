@@ -593,7 +593,7 @@ class SharpnessAware(Wrapper):
         walk.go(ZERO)
         self.base.step()
         walk.back()
-        for name in (*self.direction.buffers, *self.descent.buffers):
+        for name in (*self.direction.kept(self._probe(walk)), *self.descent.buffers):
             for i, p in enumerate(space.params):
                 zero = space.wrap(i, torch.zeros_like(space.pieces[i]))
                 self._buffers[p].setdefault(name, zero)
@@ -641,7 +641,7 @@ class SharpnessAware(Wrapper):
     def _probe(self, walk: Walk) -> Probe:
         self._complete_groups()
         rho = [group[self.radius_key] for group in self.param_groups]
-        self._memory.begin()
+        self._memory.begin(self._buffers)
         return Probe(
             walk,
             rho,

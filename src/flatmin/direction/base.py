@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from flatmin.engine.probe import Result
+    from flatmin.engine.probe import Probe, Result
     from flatmin.engine.vec import Vector
     from flatmin.engine.viewpoint import Viewpoint
 
@@ -45,6 +45,14 @@ class Direction:
     def buffers(self) -> tuple[str, ...]:
         """The names under which it keeps vectors."""
         return ()
+
+    def kept(self, at: Probe) -> tuple[str, ...]:
+        """Those of `buffers` that it keeps over the base optimizer at hand: all, unless it says so.
+
+        Args:
+            at: a step after which the base optimizer has set up its state.
+        """
+        return self.buffers
 
     def largest_radius(self, rho: float) -> float:
         """The largest radius that it takes in a parameter group; at 0 nothing is perturbed.

@@ -70,6 +70,9 @@ class Momentum(Direction):
     def buffers(self) -> tuple[str, ...]:
         return (OWN,) if self.own else ()
 
+    def kept(self, at: Probe) -> tuple[str, ...]:
+        return self.buffers if at.base_lacks(BASES, has_momentum) else ()
+
     def require(self, groups: Sequence[Mapping[str, Any]]) -> None:
         if not (self.own or all(map(has_momentum, groups))):
             raise ValueError(

@@ -41,13 +41,17 @@ class Memory:
         space: Space,
     ) -> None:
         self._base = base
-        self._buffers = buffers
         self._space = space
         self._kept: dict[str, _Kept] = {}
-        self.begin()
+        self.begin(buffers)
 
-    def begin(self) -> None:
-        """A step begins: nothing is staged, and the buffers are still to be looked up."""
+    def begin(self, buffers: MutableMapping[Tensor, dict[str, Any]]) -> None:
+        """A step begins: nothing is staged, and the buffers are still to be looked up.
+
+        Args:
+            buffers: where they stand now: loading a state gives the base optimizer another one.
+        """
+        self._buffers = buffers
         self.numbers: Mapping[str, Any] = self._base.param_groups[0][KEY]
         self._vectors: dict[str, Vector] = {}
         self._alike: set[str] = set()
