@@ -8,7 +8,7 @@ docs/architecture.md.
 from importlib import import_module
 from typing import Any
 
-from flatmin import amp, descent, direction, geometry, methods, policy, selection
+from flatmin import amp, descent, direction, geometry, methods, policy, schedules, selection
 from flatmin.engine.cost import Cost
 from flatmin.methods import (
     AESAM,
@@ -85,6 +85,7 @@ __all__ = [
     "methods",
     "paired",
     "policy",
+    "schedules",
     "selection",
     "split",
 ]

@@ -31,6 +31,7 @@ ROOMS = (
     "flatmin.documentation",
     "flatmin.amp",
     "flatmin.pairs",
+    "flatmin.schedules",
     "flatmin.direction",
     "flatmin.geometry",
     "flatmin.policy",
