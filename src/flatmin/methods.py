@@ -959,9 +959,9 @@ def RWP(
 
     Args:
         base: any `torch.optim` optimizer, built on the parameters to train; it takes the step.
-        rho: standard deviation of the noise of a weight, in units of the norm of its filter, at
-            least 0; default 0.01, the paper's for CIFAR. It follows the size of the weights by
-            itself. Tune it by factors of two.
+        rho: standard deviation of a weight's noise in units of the norm of its filter, at least 0;
+            default 0.01, the paper's for CIFAR. It follows the size of the weights by itself. Tune
+            it by factors of two.
         eta: how much less filters with large gradients move, at least 0; default 0: not at all. 0.1
             is the adaptive form of Li et al. 2024.
         beta: memory of `f`, in [0, 1); default 0.99; without `eta` it does nothing.
@@ -1013,9 +1013,8 @@ def MixedRWP(
 
     Args:
         base: any `torch.optim` optimizer, built on the parameters to train; it takes the step.
-        rho: standard deviation of the noise of a weight, in units of the norm of its filter, at
-            least 0; default 0.01. The mean bears a larger one than `RWP`. Tune it by factors of
-            two.
+        rho: standard deviation of a weight's noise in units of the norm of its filter, at least 0;
+            default 0.01. The mean bears a larger one than `RWP`. Tune it by factors of two.
         share: weight of the perturbed gradient, at least 0; default 0.5, the paper's. 0 is the base
             alone, 1 is `RWP`.
         eta: how much less filters with large gradients move, at least 0; default 0: not at all. 0.1

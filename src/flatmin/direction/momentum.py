@@ -81,7 +81,7 @@ class Momentum(Direction):
             )
 
     def displacement(self, at: Probe) -> Vector:
-        return self.sign * at.climb(at.beside(*BASES, *self.buffers) or ZERO)
+        return self.sign * at.climb(at.stored(*BASES, *self.buffers) or ZERO)
 
     def learn(self, at: Probe, seen: Vector) -> None:
         if self.own and at.base_lacks(BASES, has_momentum):

@@ -310,14 +310,14 @@ class Probe:
         return d.scaled([self.rho[b.group] for b in self._space.blocks])
 
     def noise(self, seed: int) -> Vector:
-        """Standard normal numbers that follow from a seed and the number of the step.
+        """Standard normal numbers that follow from `seed` and the number of the step.
 
         Alike on all ranks that climb together; in local ascent each rank draws its own.
         """
         return self._space.normal(seed, self.step, self._ranks.number)
 
     def filter_squares(self, a: Vector) -> Callable[[int], Tensor]:
-        """`Σ a²` over each filter (a row of a matrix or kernel, any other tensor as a whole)."""
+        """`Σ a²` of `a` over each filter: a row of a matrix or kernel, or another whole tensor."""
         squares = self._space.filter_squares(a)
         return lambda j: self._space.spread_out(j, squares)
 
@@ -511,7 +511,7 @@ class Probe:
         """
         self._memory.keep(name, value, alike=alike)
 
-    def beside(self, *names: str) -> Vector | None:
+    def stored(self, *names: str) -> Vector | None:
         """What stands beside each parameter under the first of these names that it has.
 
         The buffers are the base optimizer's or the parts', as the last step has left them; zero
