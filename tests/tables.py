@@ -17,6 +17,8 @@ from flatmin import methods
 from flatmin.engine.several import Several
 
 METHODS = list(methods.TABLE)
+BEGIN_PERTURBED = ("msam", "rwp", "previous-sam")
+"""Methods whose first and only pass is at `w + eps`."""
 LOOKING = [name for name in METHODS if name != "sgd"]
 
 
@@ -87,7 +89,11 @@ class Trainer:
         if know_model:
             options["model"] = self.model
         if build is None:
-            self.optimizer = self.method.build(self.base, rho, total_steps=TOTAL, **options)
+            # So that the steps of a test are on both sides of where a late method begins.
+            late = {"start": 0.05} if "start" in self.method.hyperparameters else None
+            self.optimizer = self.method.build(
+                self.base, rho, total_steps=TOTAL, settings=late, **options
+            )
         else:
             self.optimizer = build(self.base, **options)
         self.steps = 0

@@ -8,16 +8,19 @@ docs/architecture.md.
 from importlib import import_module
 from typing import Any
 
-from flatmin import amp, descent, direction, geometry, methods, policy, selection
+from flatmin import amp, descent, direction, geometry, methods, policy, schedules, selection
 from flatmin.engine.cost import Cost
 from flatmin.methods import (
     AESAM,
     ASAM,
     ESAM,
     GSAM,
+    MSAM,
+    RWP,
     SAM,
     SSSAM,
     VASSO,
+    WSAM,
     AELookSAM,
     AgnosticASAM,
     AgnosticSAM,
@@ -26,8 +29,12 @@ from flatmin.methods import (
     FisherSAM,
     FriendlyASAM,
     FriendlySAM,
+    LateAgnosticSAM,
+    LateSAM,
     LookbehindSAM,
     LookSAM,
+    MixedRWP,
+    PreviousSAM,
 )
 from flatmin.optimizer import SharpnessAware
 from flatmin.pairs import paired, split
@@ -57,9 +64,12 @@ __all__ = [
     "ASAM",
     "ESAM",
     "GSAM",
+    "MSAM",
+    "RWP",
     "SAM",
     "SSSAM",
     "VASSO",
+    "WSAM",
     "AELookSAM",
     "AgnosticASAM",
     "AgnosticSAM",
@@ -69,8 +79,12 @@ __all__ = [
     "FisherSAM",
     "FriendlyASAM",
     "FriendlySAM",
+    "LateAgnosticSAM",
+    "LateSAM",
     "LookSAM",
     "LookbehindSAM",
+    "MixedRWP",
+    "PreviousSAM",
     "SharpnessAware",
     "amp",
     "descent",
@@ -79,6 +93,7 @@ __all__ = [
     "methods",
     "paired",
     "policy",
+    "schedules",
     "selection",
     "split",
 ]

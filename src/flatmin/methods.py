@@ -26,21 +26,24 @@ from typing import Any, Literal
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
-from flatmin.descent import Lookbehind, Reuse, SurrogateGap
+from flatmin.descent import Lookbehind, Mixed, Reuse, SurrogateGap
 from flatmin.direction import (
     Agnostic,
     Direction,
     Friendly,
     FullComponent,
+    Momentum,
     NoiseComponent,
     OtherBatch,
+    Previous,
+    Random,
     Suppressed,
 )
 from flatmin.documentation import SHARED, documented
 from flatmin.engine import check
 from flatmin.geometry import Adaptive, Fisher, RandomSubset
 from flatmin.optimizer import Options, SharpnessAware
-from flatmin.policy import Bernoulli, EveryK, LargeGradient
+from flatmin.policy import Bernoulli, EveryK, LargeGradient, Late
 from flatmin.selection import LossRise
 
 Auxiliary = Literal["batch", "previous"]
@@ -895,6 +898,354 @@ def LookbehindSAM(
     return SharpnessAware(base, rho, descent=Lookbehind(k, alpha), **options)
 
 
+@documented
+def MSAM(base: Optimizer, rho: float = 3.0, **options: Unpack[Options]) -> SharpnessAware:
+    """Becker et al. 2024: look along the base optimizer's momentum, at the price of the base.
+
+        eps = -rho m / ‖m‖,  m the base's momentum after its last step;  0 before the first
+        w <- base step from w with ∇L(w + eps)
+
+    For SGD with momentum and the Adam family. Of a base without momentum a running mean of the
+    gradients, of memory 0.9, takes its place. The sign is that of the authors' code:
+    `flatmin.direction.Momentum(sign=1)` has the other.
+
+    Args:
+        base: any `torch.optim` optimizer, built on the parameters to train; it takes the step.
+        rho: length of `eps`, at least 0; default 3. The paper's radii are far above SAM's: about 3
+            where SAM takes 0.2. Tune it by factors of two.
+        **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
+
+    Cost: 1 gradient a step, at `w + eps`; one copy of the weights. The step returns the loss there,
+    and with `model=` running statistics move there.
+
+    Raises:
+        TypeError: `base` is not an optimizer instance.
+        ValueError: `rho` is negative, or an option out of range.
+
+    Reference: Becker et al., Momentum-SAM: Sharpness Aware Minimization without Computational
+    Overhead, 2024, arXiv:2401.12033, Algorithm 1.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> model, x, y = torch.nn.Linear(4, 2), torch.randn(8, 4), torch.randint(2, (8,))
+        >>> base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> optimizer = flatmin.MSAM(base, rho=3.0)
+        >>> def closure():
+        ...     loss = torch.nn.functional.cross_entropy(model(x), y)
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = optimizer.step(closure)
+        >>> optimizer.cost.gradients
+        1
+    """
+    return SharpnessAware(base, rho, direction=Momentum(), **options)
+
+
+@documented
+def RWP(
+    base: Optimizer,
+    rho: float = 0.01,
+    eta: float = 0.0,
+    beta: float = 0.99,
+    seed: int = 0,
+    **options: Unpack[Options],
+) -> SharpnessAware:
+    """Li et al. 2022: descend the gradient at randomly perturbed weights, at the price of the base.
+
+        eps = rho ‖w_filter‖ z,  z standard normal, for each row of a matrix or kernel
+        eta > 0:  eps / sqrt(1 + eta f),  f <- beta f + Σ_filter g_s²
+        w <- base step from w with ∇L(w + eps)
+
+    Args:
+        base: any `torch.optim` optimizer, built on the parameters to train; it takes the step.
+        rho: standard deviation of a weight's noise in units of the norm of its filter, at least 0;
+            default 0.01, the paper's for CIFAR. It follows the size of the weights by itself. Tune
+            it by factors of two.
+        eta: how much less filters with large gradients move, at least 0; default 0: not at all. 0.1
+            is the adaptive form of Li et al. 2024.
+        beta: memory of `f`, in [0, 1); default 0.99; without `eta` it does nothing.
+        seed: of the noise, any whole number; default 0. With the step count it decides, so that all
+            ranks agree and a resumed run draws the same.
+        **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
+
+    Cost: 1 gradient a step, at `w + eps`; two copies of the weights, one more with `eta`. The step
+    returns the loss there, and with `model=` running statistics move there.
+
+    Raises:
+        TypeError: `base` is not an optimizer instance.
+        ValueError: `rho` is negative, or a hyperparameter or an option out of range.
+
+    Reference: Li et al., Efficient Generalization Improvement Guided by Random Weight Perturbation,
+    2022, arXiv:2211.11489; with `eta`, Li et al., TMLR 2024, arXiv:2404.00357.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> model, x, y = torch.nn.Linear(4, 2), torch.randn(8, 4), torch.randint(2, (8,))
+        >>> base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> optimizer = flatmin.RWP(base, rho=0.01)
+        >>> def closure():
+        ...     loss = torch.nn.functional.cross_entropy(model(x), y)
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = optimizer.step(closure)
+        >>> optimizer.cost.gradients
+        1
+    """
+    return SharpnessAware(base, rho, direction=Random(eta, beta, seed), **options)
+
+
+@documented
+def MixedRWP(
+    base: Optimizer,
+    rho: float = 0.01,
+    share: float = 0.5,
+    eta: float = 0.0,
+    beta: float = 0.99,
+    seed: int = 0,
+    **options: Unpack[Options],
+) -> SharpnessAware:
+    """Li et al. 2022: the gradient, and that at randomly perturbed weights, in one mean.
+
+        eps = rho ‖w_filter‖ z, as in `RWP`
+        w <- base step from w with (1 - share) g + share ∇L(w + eps)
+
+    Args:
+        base: any `torch.optim` optimizer, built on the parameters to train; it takes the step.
+        rho: standard deviation of a weight's noise in units of the norm of its filter, at least 0;
+            default 0.01. The mean bears a larger one than `RWP`. Tune it by factors of two.
+        share: weight of the perturbed gradient, at least 0; default 0.5, the paper's. 0 is the base
+            alone, 1 is `RWP`.
+        eta: how much less filters with large gradients move, at least 0; default 0: not at all. 0.1
+            is the adaptive form of Li et al. 2024.
+        beta: memory of `f`, in [0, 1); default 0.99; without `eta` it does nothing.
+        seed: of the noise, any whole number; default 0.
+        **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
+
+    Cost: 2 gradients a step; two copies of the weights, one more with `eta`, and the first gradient
+    through the second pass.
+
+    Raises:
+        TypeError: `base` is not an optimizer instance.
+        ValueError: `rho` or `share` is negative, or a hyperparameter or an option out of range.
+
+    Differs from the authors' code, which may take the two gradients on two batches: here both are
+    of one batch, as in SAM.
+
+    Reference: Li et al., Efficient Generalization Improvement Guided by Random Weight Perturbation,
+    2022, arXiv:2211.11489; with `eta`, Li et al., TMLR 2024, arXiv:2404.00357.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> model, x, y = torch.nn.Linear(4, 2), torch.randn(8, 4), torch.randint(2, (8,))
+        >>> base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> optimizer = flatmin.MixedRWP(base, rho=0.01)
+        >>> def closure():
+        ...     loss = torch.nn.functional.cross_entropy(model(x), y)
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = optimizer.step(closure)
+        >>> optimizer.cost.gradients
+        2
+    """
+    random, mixed = Random(eta, beta, seed), Mixed(share)
+    return SharpnessAware(base, rho, direction=random, descent=mixed, **options)
+
+
+@documented
+def WSAM(
+    base: Optimizer, rho: float = 0.05, gamma: float = 0.9, **options: Unpack[Options]
+) -> SharpnessAware:
+    """Yue et al. 2023: weigh the sharpness against the loss.
+
+        share = gamma / (1 - gamma);   eps = rho g / ‖g‖
+        w <- base step from w with (1 - share) g + share ∇L(w + eps)
+
+    Args:
+        base: any `torch.optim` optimizer, built on the parameters to train; it takes the step.
+        rho: length of `eps`, at least 0; default 0.05. Start at SAM's.
+        gamma: weight of the sharpness, in [0, 1); default 0.9, the paper's. 0.5 is SAM, 0 the base
+            alone at SAM's price; towards 1 the sharpness is all.
+        **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
+
+    Cost: 2 gradients a step; one copy of the weights, and the first gradient through the second
+    pass.
+
+    Raises:
+        TypeError: `base` is not an optimizer instance.
+        ValueError: `rho` is negative, `gamma` outside of [0, 1), or an option out of range.
+
+    It is the coupled form; the paper also has one that takes the sharpness apart from the base's
+    step.
+
+    Reference: Yue et al., Sharpness-Aware Minimization Revisited: Weighted Sharpness as a
+    Regularization Term, KDD 2023, arXiv:2305.15817, Algorithm 1.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> model, x, y = torch.nn.Linear(4, 2), torch.randn(8, 4), torch.randint(2, (8,))
+        >>> base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> optimizer = flatmin.WSAM(base, rho=0.05, gamma=0.8)
+        >>> def closure():
+        ...     loss = torch.nn.functional.cross_entropy(model(x), y)
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = optimizer.step(closure)
+        >>> optimizer.cost.gradients
+        2
+    """
+    check.in_range("gamma", gamma, 0.0, 1.0, open_high=True)
+    return SharpnessAware(base, rho, descent=Mixed(gamma / (1 - gamma)), **options)
+
+
+@documented
+def LateSAM(
+    base: Optimizer,
+    total_steps: int,
+    rho: float = 0.05,
+    start: float = 0.875,
+    **options: Unpack[Options],
+) -> SharpnessAware:
+    """Zhou et al. 2024: the base optimizer alone, and SAM in the last part of the training.
+
+        t < start T:  w <- base step from w with g
+        else:         w <- base step from w with ∇L(w + rho g / ‖g‖)
+
+    Args:
+        base: any `torch.optim` optimizer, built on the parameters to train; it takes the step.
+        total_steps: `T`, the steps of the whole training (epochs times batches), at least 1.
+        rho: length of `eps` where it looks, at least 0; default 0.05. Start at SAM's.
+        start: share of the training that comes first, in [0, 1]; default 0.875, the last 25 of 200
+            epochs. 0 is SAM, 1 the base.
+        **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
+
+    Cost: 2 - start gradients a step on average, 1.125 with the default; one copy of the weights.
+
+    Raises:
+        TypeError: `base` is not an optimizer instance.
+        ValueError: `total_steps` is not a positive integer, `rho` is negative, `start` outside of
+            [0, 1], or an option out of range.
+
+    Reference: Zhou et al., Sharpness-Aware Minimization Efficiently Selects Flatter Minima Late in
+    Training, 2024, arXiv:2410.10373.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> model, x, y = torch.nn.Linear(4, 2), torch.randn(8, 4), torch.randint(2, (8,))
+        >>> base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> optimizer = flatmin.LateSAM(base, total_steps=100)
+        >>> def closure():
+        ...     loss = torch.nn.functional.cross_entropy(model(x), y)
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = optimizer.step(closure)
+        >>> optimizer.cost.gradients, optimizer.gradients_per_step()
+        (1, 1.12)
+    """
+    return SharpnessAware(base, rho, policy=Late(total_steps, start), **options)
+
+
+@documented
+def LateAgnosticSAM(
+    base: Optimizer,
+    total_steps: int,
+    rho: float = 0.05,
+    start: float = 0.875,
+    rho1: float | None = None,
+    rho2: float | None = None,
+    beta: float = 0.9,
+    auxiliary: Auxiliary = "batch",
+    **options: Unpack[Options],
+) -> SharpnessAware:
+    """The base optimizer alone, and Agnostic-SAM in the last part of the training.
+
+        t < start T:  w <- base step from w with g
+        else:         v <- beta v + (1 - beta) ∇L(w + rho2 Γ(∇L(w; A)); A)
+                      eps = rho1 Γ(g) - rho2 Γ(v);   w <- base step from w with ∇L(w + eps; B)
+
+    Call `step(closure, aux_closure)`, with batches from `flatmin.paired` or `flatmin.split`; until
+    it looks, the auxiliary batch is not evaluated.
+
+    Args:
+        base: any `torch.optim` optimizer, built on the parameters to train; it takes the step.
+        total_steps: `T`, the steps of the whole training (epochs times batches), at least 1.
+        rho: radius where it looks, at least 0; default 0.05. Start at that of `AgnosticSAM`.
+        start: share of the training that comes first, in [0, 1]; default 0.875, the last 25 of 200
+            epochs. 0 is Agnostic-SAM, 1 the base.
+        rho1: step up the primary loss, at least 0; default None: `2 rho`, and following it.
+        rho2: step down the auxiliary loss, at least 0; default None: `rho`, and following it.
+        beta: memory of `v`, which starts at 0 with the first look, in [0, 1); default 0.9.
+        auxiliary: "batch" or "previous"; default "batch". "previous" takes the gradient of the last
+            perturbed step in place of an auxiliary batch.
+        **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
+
+    Cost: 1 gradient a step until it looks, then 2 on the primary and 2 on the auxiliary batch:
+    about 1.19 with the default and a quarter as many auxiliary samples; two copies of the weights.
+
+    Raises:
+        TypeError: `base` is not an optimizer instance.
+        ValueError: `total_steps` is not a positive integer, `start` outside of [0, 1], a radius is
+            negative, or a hyperparameter or an option out of range.
+
+    Reference: a composition of Nguyen et al., Agnostic Sharpness-Aware Minimization, 2024,
+    arXiv:2406.07107, and the late start of Zhou et al., 2024, arXiv:2410.10373.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> base = torch.optim.SGD(torch.nn.Linear(4, 2).parameters(), lr=0.1)
+        >>> optimizer = flatmin.LateAgnosticSAM(base, total_steps=1000)
+        >>> optimizer.gradients_per_step()
+        1.1875
+    """
+    agnostic, late = Agnostic(rho1, rho2, beta, auxiliary=auxiliary), Late(total_steps, start)
+    return SharpnessAware(base, rho, direction=agnostic, policy=late, **options)
+
+
+@documented
+def PreviousSAM(base: Optimizer, rho: float = 0.05, **options: Unpack[Options]) -> SharpnessAware:
+    """Climb the perturbed gradient of the step before, at the price of the base.
+
+        eps = rho Γ(g_s of the step before);  0 before the first
+        w <- base step from w with g_s = ∇L(w + eps)
+
+    Args:
+        base: any `torch.optim` optimizer, built on the parameters to train; it takes the step.
+        rho: length of `eps`, at least 0; default 0.05. Start at SAM's; batches that differ much
+            from step to step bear less.
+        **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
+
+    Cost: 1 gradient a step, at `w + eps`; two copies of the weights. The step returns the loss
+    there, and with `model=` running statistics move there.
+
+    Raises:
+        TypeError: `base` is not an optimizer instance.
+        ValueError: `rho` is negative, or an option out of range.
+
+    Reference: no paper has it; it takes the closing question of Nguyen et al., arXiv:2406.07107
+    (reuse the gradients of earlier steps), to its end.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> model, x, y = torch.nn.Linear(4, 2), torch.randn(8, 4), torch.randint(2, (8,))
+        >>> base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> optimizer = flatmin.PreviousSAM(base, rho=0.05)
+        >>> def closure():
+        ...     loss = torch.nn.functional.cross_entropy(model(x), y)
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = optimizer.step(closure)
+        >>> optimizer.cost.gradients
+        1
+    """
+    return SharpnessAware(base, rho, direction=Previous(), **options)
+
+
 Build = Callable[..., SharpnessAware]
 
 
@@ -909,7 +1260,8 @@ class Method:
         title: its name in a table.
         rho: its default radius; 0 for the base optimizer itself.
         construct: the function of this module, with the hyperparameters that the name stands for.
-        adaptive: whether it needs to know the number of steps in advance; default False.
+        adaptive: whether gradients decide which steps are perturbed, so that only training can tell
+            what it costs; default False.
         auxiliary: whether its step takes an auxiliary closure; default False.
         per_sample: whether its closure takes indices and returns per-sample losses (ESAM); default
             False.
@@ -957,7 +1309,7 @@ class Method:
         Args:
             base: the base optimizer.
             rho: radius, at least 0; default None: the method's own.
-            total_steps: of the whole training, for methods that are `adaptive`.
+            total_steps: of the whole training, for methods that ask for it.
             seed: for methods that throw coins; default 0.
             settings: further hyperparameters by name, some of `hyperparameters`; default None.
             **options: those of every method; see `SharpnessAware`.
@@ -967,7 +1319,7 @@ class Method:
             ValueError: something is out of range.
         """
         given: dict[str, Any] = {"rho": self.rho if rho is None else rho}
-        if self.adaptive:
+        if "total_steps" in inspect.signature(self.construct).parameters:
             given["total_steps"] = total_steps
         if "seed" in self.hyperparameters:
             given["seed"] = seed
@@ -1215,6 +1567,13 @@ _ROWS = (
     Method("gsam", "GSAM", 0.05, GSAM),
     Method("esam", "ESAM", 0.05, ESAM, per_sample=True),
     Method("lookbehind-sam", "Lookbehind-SAM", 0.05, LookbehindSAM),
+    Method("msam", "MSAM", 3.0, MSAM),
+    Method("rwp", "RWP", 0.01, RWP),
+    Method("mixed-rwp", "Mixed RWP", 0.01, MixedRWP),
+    Method("wsam", "WSAM", 0.05, WSAM),
+    Method("late-sam", "Late SAM", 0.05, LateSAM),
+    Method("late-agnostic-sam", "Late Agnostic-SAM", 0.05, LateAgnosticSAM, auxiliary=True),
+    Method("previous-sam", "SAM (previous)", 0.05, PreviousSAM),
     Method(
         "agnostic-sam-previous",
         "Agnostic-SAM (previous)",

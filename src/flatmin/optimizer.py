@@ -200,53 +200,33 @@ class SharpnessAware(Wrapper):
         check.at_least_zero("rho", rho)
         key = RADIUS_BESIDE if RADIUS in base.defaults else RADIUS
         check_radius(base, key, rho)
-        for name, part, wanted, example in (
-            ("direction", direction, Direction, "flatmin.direction.Ascent()"),
-            ("geometry", geometry, Geometry, "flatmin.geometry.Euclidean()"),
-            ("policy", policy, Policy, "flatmin.policy.Always()"),
-            ("descent", descent, Descent, "flatmin.descent.Plain()"),
-            ("selection", selection, Selection, "flatmin.selection.WholeBatch()"),
-        ):
-            if part is not None:
-                check.kind(name, part, wanted, example)
+        _check_parts(direction, geometry, policy, descent, selection)
         if max_skips is not None:
             check.positive_int("max_skips", max_skips)
         check.one_of("nonfinite", nonfinite, ("skip", "raise", "ignore"))
         if max_norm is not None:
             check.finite("max_norm", max_norm)
             check.in_range("max_norm", max_norm, 0.0, float("inf"), open_low=True)
-        if model is not None and not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         params: list[Tensor] = [p for group in base.param_groups for p in group["params"]]
-        if any(map(is_lazy, params)):
-            raise ValueError(
-                "the model has lazy parameters without a shape yet: run it once on a batch, then "
-                "build the base optimizer"
-            )
-        if isinstance(model, torch.jit.ScriptModule):
-            raise TypeError(
-                "model is a ScriptModule, which takes no hooks and keeps its buffers to itself: "
-                "train the module that was scripted, or leave out model="
-            )
-        names = names_in(model)
-        if params and model is not None and not any(p in names for p in params):
-            raise ValueError(
-                "model holds none of the parameters of the optimizer, so it is not the one that "
-                "the closures train: pass the model whose parameters() the base was given"
-            )
+        names = _check_model(model, params)
         if geometry is not None:
             geometry.require({names.get(p, f" {i}"): p for i, p in enumerate(params)})
         Ranks(params, model, ascent)
+        direction, geometry = direction or Ascent(), geometry or Euclidean()
+        policy, descent = policy or Always(), descent or Plain()
+        selection = selection or WholeBatch()
+        _require_fit(direction, geometry, policy, descent, selection)
+        direction.require(base.param_groups)
         # Optimizer.__init__ would build groups and state of our own; __setstate__ sets up the rest.
         self.__setstate__(
             {
                 "base": base,
                 "defaults": {**base.defaults, key: rho},
-                "direction": direction or Ascent(),
-                "geometry": geometry or Euclidean(),
-                "policy": policy or Always(),
-                "descent": descent or Plain(),
-                "selection": selection or WholeBatch(),
+                "direction": direction,
+                "geometry": geometry,
+                "policy": policy,
+                "descent": descent,
+                "selection": selection,
                 "model": model,
                 "nonfinite": nonfinite,
                 "max_norm": max_norm,
@@ -263,7 +243,10 @@ class SharpnessAware(Wrapper):
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, closure: Closure | None = None, aux_closure: Closure | None = None
     ) -> Any:
-        """Take one step and return the loss at the unperturbed weights.
+        """Take one step and return the loss of its first pass, at the unperturbed weights.
+
+        A direction that needs no gradient there (`MSAM`, `RWP`, `PreviousSAM`) begins perturbed:
+        then it is the loss at `w + eps`.
 
         Args:
             closure: runs forward and backward on the primary batch and returns the loss, as in
@@ -380,7 +363,8 @@ class SharpnessAware(Wrapper):
         try:
             reaches = self._reaches()
             foreseen = None if self.policy.needs_gradient else reaches and self.policy.perturbs(at)
-            at.grad = yield from at.first(foreseen)
+            if not (foreseen and self._begins_perturbed):
+                at.grad = yield from at.first(foreseen)
             perturbed = (reaches and self.policy.perturbs(at)) if foreseen is None else foreseen
             gradients = (
                 (yield from self._look_around(at, walk))
@@ -425,6 +409,11 @@ class SharpnessAware(Wrapper):
         return gradients
 
     @property
+    def _begins_perturbed(self) -> bool:
+        """Is the first and only pass of a perturbed step at `w + eps`?"""
+        return not (self.direction.needs_gradient or self.descent.asks_for_gradient)
+
+    @property
     def _looks_for_inf(self) -> bool:
         return self.nonfinite != "ignore" or self._unscale is not None
 
@@ -453,7 +442,7 @@ class SharpnessAware(Wrapper):
             at.hand_over(gradient)
             self._step_base()
         if perturbed:
-            walk.pull(self.descent.share)
+            walk.pull(self.descent.way)
         walk.space.write_evaluated()
         at.settle_accounts(perturbed=perturbed)
         if self._masters:
@@ -579,7 +568,7 @@ class SharpnessAware(Wrapper):
         walk.go(ZERO)
         self.base.step()
         walk.back()
-        for name in (*self.direction.buffers, *self.descent.buffers):
+        for name in (*self.direction.kept(self._probe(walk)), *self.descent.buffers):
             for i, p in enumerate(space.params):
                 zero = space.wrap(i, torch.zeros_like(space.pieces[i]))
                 self._buffers[p].setdefault(name, zero)
@@ -605,7 +594,7 @@ class SharpnessAware(Wrapper):
             self._fit_buffers(p, shape, dtype, space.name_of(p))
         walk = Walk(space, groups)
         self._ascending = ascending
-        self._memory = Memory(self.base, lambda: self._buffers, space)
+        self._memory = Memory(self.base, self._buffers, space)
         if self.model is not None:
             self._model_state = ModelState(
                 self.model,
@@ -627,7 +616,7 @@ class SharpnessAware(Wrapper):
     def _probe(self, walk: Walk) -> Probe:
         self._complete_groups()
         rho = [group[self.radius_key] for group in self.param_groups]
-        self._memory.begin()
+        self._memory.begin(self._buffers)
         return Probe(
             walk,
             rho,
@@ -637,7 +626,8 @@ class SharpnessAware(Wrapper):
             self._ranks,
             finite=self._looks_for_inf,
             unscale=self._unscale,
-            keeps_gradients=bool(
+            keeps_gradients=not self._begins_perturbed
+            and bool(
                 self.descent.looks_back or self.direction.buffers or self.direction.auxiliary_passes
             ),
             per_sample=self.selection.per_sample,
@@ -673,7 +663,8 @@ class SharpnessAware(Wrapper):
         if not self._reaches():
             return 1.0
         look = self.direction.auxiliary_passes * fraction + self.selection.share
-        return 1.0 + self.policy.rate * (look + self.descent.further_passes)
+        look += self.descent.further_passes - self._begins_perturbed
+        return 1.0 + self.policy.rate * look if look else 1.0
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; it may bring a `rho` of its own.
@@ -682,6 +673,7 @@ class SharpnessAware(Wrapper):
             param_group: a dictionary with "params", as in `torch.optim`; options that it leaves out
                 are those that the base optimizer and this one were built with.
         """
+        self.direction.require([{**self.defaults, **param_group}])
         super().add_param_group(param_group)
         if self._masters:
             self._masters.adopt(self.param_groups[-1])
@@ -756,10 +748,88 @@ class SharpnessAware(Wrapper):
         return f"{type(self).__name__} (\n  {inner}\n)"
 
 
+def _require_fit(
+    direction: Direction,
+    geometry: Geometry,
+    policy: Policy,
+    descent: Descent,
+    selection: Selection,
+) -> None:
+    """Raise ValueError for parts that cannot go together."""
+    name = type(direction).__name__
+    if not direction.takes_metric and not geometry.trivial:
+        raise ValueError(
+            f"the direction {name} has lengths of its own and climbs in no metric: leave out "
+            f"geometry={geometry!r}, or take direction.Ascent() in it"
+        )
+    if direction.needs_gradient or descent.asks_for_gradient:
+        return
+    begins = f"the direction {name} begins at w + eps and has no gradient at w"
+    if policy.needs_gradient:
+        raise ValueError(
+            f"{begins}, which the policy {type(policy).__name__} asks for: take policy.EveryK(), "
+            "policy.Late() or policy.Bernoulli(), or direction.Ascent()"
+        )
+    if descent.looks_back:
+        raise ValueError(
+            f"{begins}, to which the descent {type(descent).__name__} looks back: take "
+            "descent.Plain() or descent.Mixed(), which pays for it, or direction.Ascent()"
+        )
+    if selection.per_sample:
+        raise ValueError(
+            f"{begins}, and no losses there to which the selection {type(selection).__name__} "
+            "could compare: take selection.WholeBatch(), or direction.Ascent()"
+        )
+    if geometry.needs_gradient:
+        raise ValueError(
+            f"{begins}, of which the geometry {geometry!r} is made: take geometry.Euclidean() or "
+            "geometry.Adaptive(), or direction.Ascent()"
+        )
+
+
 def _once(groups: list[list[Tensor]]) -> list[list[Tensor]]:
     """The groups, each parameter where it first stands: one that is listed twice moves once."""
     seen: set[int] = set()
     return [[p for p in group if not (id(p) in seen or seen.add(id(p)))] for group in groups]
+
+
+def _check_parts(*parts: object) -> None:
+    """Raise TypeError for what is none of a direction, geometry, policy, descent, selection."""
+    kinds: tuple[tuple[str, type, str], ...] = (
+        ("direction", Direction, "flatmin.direction.Ascent()"),
+        ("geometry", Geometry, "flatmin.geometry.Euclidean()"),
+        ("policy", Policy, "flatmin.policy.Always()"),
+        ("descent", Descent, "flatmin.descent.Plain()"),
+        ("selection", Selection, "flatmin.selection.WholeBatch()"),
+    )
+    for part, (name, kind, example) in zip(parts, kinds, strict=True):
+        if part is not None:
+            check.kind(name, part, kind, example)
+
+
+def _check_model(model: object, params: list[Tensor]) -> dict[Tensor, str]:
+    """The names of its parameters. Raises TypeError or ValueError for what cannot be it."""
+    if any(map(is_lazy, params)):
+        raise ValueError(
+            "the model has lazy parameters without a shape yet: run it once on a batch, then "
+            "build the base optimizer"
+        )
+    if model is None:
+        return {}
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            "model is a ScriptModule, which takes no hooks and keeps its buffers to itself: "
+            "train the module that was scripted, or leave out model="
+        )
+    names = names_in(model)
+    if params and not any(p in names for p in params):
+        raise ValueError(
+            "model holds none of the parameters of the optimizer, so it is not the one that "
+            "the closures train: pass the model whose parameters() the base was given"
+        )
+    return names
 
 
 def names_in(model: nn.Module | None) -> dict[Tensor, str]:

@@ -31,6 +31,7 @@ ROOMS = (
     "flatmin.documentation",
     "flatmin.amp",
     "flatmin.pairs",
+    "flatmin.schedules",
     "flatmin.direction",
     "flatmin.geometry",
     "flatmin.policy",
@@ -45,7 +46,7 @@ ROOMS = (
 )
 TRAINERS = ("accelerate", "lightning", "transformers")
 PARTS = ("direction", "geometry", "policy", "selection", "descent")
-NO_PAPER = ("Product",)
+NO_PAPER = ("Product", "Both")
 """Parts that are arithmetic, and need no reference."""
 INTERNAL = ("advance",)
 """Functions that live beside public ones without being so."""

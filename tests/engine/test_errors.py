@@ -491,3 +491,83 @@ def test_the_first_real_step_does_not_take_a_state_so_set_up_for_a_memory(method
     for trainer in (fresh, prepared):
         trainer.optimizer.param_groups[0]["lr"] = 0.05
     assert_same_bits(prepared.run(3).bits(), fresh.run(3).bits())
+
+
+# --- directions that need no gradient at w
+
+BEGINNING = [direction.Momentum(), direction.Random(), direction.Previous()]
+
+
+@pytest.mark.parametrize("chosen", BEGINNING, ids=repr)
+@pytest.mark.parametrize(
+    "part, remedy",
+    [
+        ({"policy": policy.LargeGradient(10)}, "policy.EveryK()"),
+        ({"policy": policy.Both(policy.Late(9), policy.LargeGradient(9))}, "policy.EveryK()"),
+        ({"descent": descent.Reuse()}, "descent.Mixed()"),
+        ({"descent": descent.SurrogateGap()}, "descent.Mixed()"),
+        ({"descent": descent.Lookbehind()}, "descent.Mixed()"),
+        ({"selection": selection.LossRise()}, "selection.WholeBatch()"),
+        ({"geometry": geometry.Fisher()}, "direction.Ascent()"),
+        ({"geometry": geometry.Adaptive() * geometry.Fisher()}, "direction.Ascent()"),
+    ],
+    ids=str,
+)
+def test_what_needs_the_gradient_at_w_is_refused_with_a_direction_that_has_none(
+    chosen: Any, part: dict[str, Any], remedy: str
+):
+    with pytest.raises(ValueError, match=type(chosen).__name__) as error:
+        flatmin.SharpnessAware(sgd(), direction=chosen, **part)
+    assert says(error, type(chosen).__name__, remedy)
+    flatmin.SharpnessAware(sgd(), **part)  # with SAM's direction it works
+
+
+@pytest.mark.parametrize("chosen", BEGINNING, ids=repr)
+def test_what_pays_for_the_gradient_may_go_with_what_asks_for_it(chosen: Any):
+    parts = {"descent": descent.Mixed(0.5), "policy": policy.LargeGradient(10)}
+    flatmin.SharpnessAware(sgd(), direction=chosen, **parts)
+
+
+def test_noise_with_a_length_of_its_own_takes_no_metric():
+    with pytest.raises(ValueError, match="Random") as error:
+        flatmin.SharpnessAware(sgd(), direction=direction.Random(), geometry=geometry.Adaptive())
+    assert says(error, "leave out geometry=Adaptive")
+
+
+def test_a_base_without_momentum_is_refused_where_none_is_to_be_kept():
+    alone = direction.Momentum(own=False)
+    flatmin.SharpnessAware(torch.optim.AdamW(nn.Linear(3, 2).parameters()), direction=alone)
+    optimizer = flatmin.SharpnessAware(sgd(momentum=0.9), direction=alone)
+    with pytest.raises(ValueError, match="momentum"):
+        optimizer.add_param_group({"params": nn.Linear(3, 2).parameters(), "momentum": 0.0})
+    assert len(optimizer.param_groups) == 1
+    for base in (sgd(), torch.optim.Adagrad(nn.Linear(3, 2).parameters())):
+        with pytest.raises(ValueError, match="momentum") as error:
+            flatmin.SharpnessAware(base, direction=alone)
+        assert says(error, "own=False", "momentum=0.9", "Momentum(own=True)")
+
+
+@pytest.mark.parametrize("start", [-0.1, 1.5, nan])
+def test_a_share_of_the_training_lies_between_0_and_1(start: float):
+    for build in (flatmin.LateSAM, flatmin.LateAgnosticSAM):
+        with pytest.raises(ValueError, match="start") as error:
+            build(sgd(), total_steps=10, start=start)
+        assert says(error, "[0, 1]", repr(start))
+    with pytest.raises(ValueError, match="end"):
+        policy.Early(10, start)
+
+
+def test_two_policies_that_keep_one_number_are_refused():
+    with pytest.raises(ValueError, match="gradient_mean"):
+        policy.Both(policy.LargeGradient(10), policy.LargeGradient(20))
+    with pytest.raises(TypeError, match="second must be a Policy"):
+        policy.Both(policy.Always(), 5)  # type: ignore[arg-type]
+
+
+def test_loops_that_have_the_gradient_refuse_a_direction_that_saves_it():
+    from flatmin.meta import Sharpness
+
+    for chosen in BEGINNING:
+        with pytest.raises(ValueError, match=type(chosen).__name__) as error:
+            Sharpness(0.1, chosen)
+        assert says(error, "direction.Ascent()")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tables import IMAGES, LABELS, METHODS, Trainer
+from tables import BEGIN_PERTURBED, IMAGES, LABELS, METHODS, Trainer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -214,7 +214,7 @@ def test_a_closure_knows_which_pass_it_is_in(method: str):
     assert [pass_.first for pass_ in seen] == [
         name not in trainer.calls[:i] for i, name in enumerate(trainer.calls)
     ]
-    assert not seen[0].perturbed
+    assert seen[0].perturbed is (method in BEGIN_PERTURBED)
     assert trainer.optimizer.looking is None
     trainer.on_call = lambda batch, call: 1 / 0
     with pytest.raises(ZeroDivisionError):

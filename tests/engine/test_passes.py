@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from tables import BASES, LOOKING, METHODS, Trainer, assert_same_bits
+from tables import BASES, BEGIN_PERTURBED, LOOKING, METHODS, Trainer, assert_same_bits
 from torch import Tensor
 
 import flatmin
@@ -133,7 +133,7 @@ def test_every_pass_begins_without_gradients(method):
 
 @every_looking_method
 def test_a_perturbed_pass_stands_elsewhere_and_the_others_at_home(method):
-    trainer = Trainer(method)
+    trainer = Trainer(method).run(1)  # before it, some have no direction yet
     home = [p.detach().clone() for p in trainer.model.parameters()]
     kept = [p.detach().clone() for p in trainer.model.parameters()]
     for turn in trainer.optimizer.passes():
@@ -204,6 +204,21 @@ def test_the_turns_of_a_step_that_looks_nowhere():
 
 @pytest.mark.parametrize("method", ["sam", "asam", "friendly-sam", "gsam", "agnostic-sam-previous"])
 def test_the_turns_of_a_step_of_two_passes(method):
+    assert [described(t) for t in turns(Trainer(method))] == [
+        (PRIMARY, False, True, False),
+        (PRIMARY, True, True, True),
+    ]
+
+
+@pytest.mark.parametrize("method", BEGIN_PERTURBED)
+def test_the_turn_of_a_step_that_begins_perturbed(method):
+    trainer = Trainer(method)
+    for _ in range(3):
+        assert [described(t) for t in turns(trainer)] == [(PRIMARY, True, True, True)]
+
+
+@pytest.mark.parametrize("method", ["mixed-rwp", "wsam"])
+def test_the_turns_of_a_mean_of_two_gradients(method):
     assert [described(t) for t in turns(Trainer(method))] == [
         (PRIMARY, False, True, False),
         (PRIMARY, True, True, True),

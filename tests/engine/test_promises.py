@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from tables import BASES_IN_GROUPS, LOOKING, METHODS, Trainer, assert_same_bits
+from tables import (
+    BASES_IN_GROUPS,
+    BEGIN_PERTURBED,
+    LOOKING,
+    METHODS,
+    TOTAL,
+    Trainer,
+    assert_same_bits,
+)
 from torch import nn
 
 import flatmin
@@ -43,6 +51,15 @@ def test_resuming_gives_the_same_bits_as_not_stopping(method, base, groups):
     assert_same_bits(resumed.bits(), whole.bits())
     assert_same_bits(resumed.run(4).bits(), whole.run(4).bits())
     assert resumed.optimizer.cost == whole.optimizer.cost
+
+
+@every_method
+def test_loading_between_steps_gives_the_same_bits_as_not_having_stepped(method):
+    whole, other = Trainer(method).run(3), Trainer(method, seed=1).run(4)
+    other.model.load_state_dict(whole.model.state_dict())
+    other.optimizer.load_state_dict(copy.deepcopy(whole.optimizer.state_dict()))
+    other.steps = whole.steps
+    assert_same_bits(other.run(3).bits(), whole.run(3).bits())
 
 
 @everywhere
@@ -133,7 +150,8 @@ def test_statistics_move_once_a_step_and_dropout_repeats(method, base, groups):
     )
     plain = nn.BatchNorm1d(12)
     x, _ = trainer.batch("primary")
-    plain(trainer.model[0](x))
+    # At `w`, or at `w + eps` where the step begins there.
+    trainer.on_call = lambda batch, call: call or plain(trainer.model[0](x))
     trainer.step()
     norm = trainer.model[1]
     assert norm.num_batches_tracked == 1
@@ -150,7 +168,8 @@ def test_statistics_move_once_a_step_and_dropout_repeats(method, base, groups):
 def test_without_replay_the_masks_differ(method):
     replayed = Trainer(method).run(8).bits()
     fresh = Trainer(method, replay_random=False).run(8).bits()
-    assert any(not torch.equal(replayed[name], x) for name, x in fresh.items())
+    differ = any(not torch.equal(replayed[name], x) for name, x in fresh.items())
+    assert differ is (method not in BEGIN_PERTURBED)  # of one pass there is nothing to replay
 
 
 @everywhere
@@ -167,12 +186,18 @@ def test_random_numbers_go_on_as_if_the_base_alone_had_drawn(method, base, group
 
 @everywhere
 def test_the_loss_at_the_unperturbed_weights_is_returned(method, base, groups):
-    trainer = Trainer(method, base, groups)
-    model = copy.deepcopy(trainer.model)
-    torch.manual_seed(1000)
+    """Or at the perturbed ones, where the step begins there."""
+    trainer = Trainer(method, base, groups).run(1)
+    before = copy.deepcopy(trainer.model)
+    stood = []
+    trainer.on_call = lambda batch, call: call or stood.append(copy.deepcopy(trainer.model))
     x, y = trainer.batch("primary")
-    expected = torch.nn.functional.cross_entropy(model(x), y, reduction="none").mean()
     loss = trainer.step()
+    begins = method in BEGIN_PERTURBED
+    same = zip(stood[0].parameters(), before.parameters(), strict=True)
+    assert all(torch.equal(p, q) for p, q in same) is not begins
+    torch.manual_seed(1001)
+    expected = torch.nn.functional.cross_entropy(stood[0](x), y, reduction="none").mean()
     assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-6)
     assert not loss.requires_grad
 
@@ -321,7 +346,9 @@ def test_parameter_storage_is_never_swapped(method, base, groups):
 def test_gradients_taken_are_those_announced_and_counted(method, base, groups):
     trainer = Trainer(method, base, groups)
     calls, primary = 0, 0
-    for _ in range(10):
+    # The share of a late method is that of the whole training.
+    steps = TOTAL if "start" in trainer.method.hyperparameters else 10
+    for _ in range(steps):
         trainer.step()
         calls += len(trainer.calls)
         primary += trainer.calls.count("primary")
@@ -329,7 +356,7 @@ def test_gradients_taken_are_those_announced_and_counted(method, base, groups):
     forwards = cost.perturbed if row.per_sample else 0  # ESAM's look at the losses alone
     assert cost.gradients + forwards == calls
     assert cost.auxiliary == calls - primary
-    assert cost.steps == 10
+    assert cost.steps == steps
     announced = trainer.optimizer.gradients_per_step(fraction=0.25)
     if row.adaptive:
         looks = 1 + trainer.optimizer.direction.auxiliary_passes
@@ -338,7 +365,7 @@ def test_gradients_taken_are_those_announced_and_counted(method, base, groups):
         assert cost.ratio == pytest.approx(announced)
     else:
         assert announced == 1.5
-    assert cost.primary_samples == 240
+    assert cost.primary_samples == 24 * steps
 
 
 @pytest.mark.parametrize(

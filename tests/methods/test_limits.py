@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from math import inf
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +14,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector
 
 import flatmin
-from flatmin import direction, policy
+from flatmin import descent, direction, policy
+from flatmin.engine.probe import Looking
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,6 +111,11 @@ sam = partial(flatmin.SAM, rho=RHO)
 asam = partial(flatmin.ASAM, rho=RHO)
 same = lambda base: base
 
+
+def with_parts(**parts: Any) -> Callable[..., Any]:
+    return partial(flatmin.SharpnessAware, rho=RHO, **parts)
+
+
 EXACT = {
     "default parts = SAM": (partial(flatmin.SharpnessAware, rho=RHO), sam),
     "FriendlySAM sigma=0 = SAM": (partial(flatmin.FriendlySAM, rho=RHO, sigma=0.0), sam),
@@ -142,6 +149,37 @@ EXACT = {
         same,
     ),
     "GSAM alpha=0 = SAM": (partial(flatmin.GSAM, rho=RHO, alpha=0.0), sam),
+    "WSAM gamma=0.5 = SAM": (partial(flatmin.WSAM, rho=RHO, gamma=0.5), sam),
+    "WSAM gamma=0 = base": (partial(flatmin.WSAM, rho=RHO, gamma=0.0), same),
+    "Mixed share=1 = SAM": (with_parts(descent=descent.Mixed(1.0)), sam),
+    "Mixed share=0 = base": (with_parts(descent=descent.Mixed(0.0)), same),
+    "MixedRWP share=1 = RWP": (
+        partial(flatmin.MixedRWP, rho=RHO, share=1.0),
+        partial(flatmin.RWP, rho=RHO),
+    ),
+    "MixedRWP share=0 = base": (partial(flatmin.MixedRWP, rho=RHO, share=0.0), same),
+    "LateSAM start=0 = SAM": (
+        partial(flatmin.LateSAM, total_steps=STEPS, rho=RHO, start=0.0),
+        sam,
+    ),
+    "LateSAM start=1 = base": (
+        partial(flatmin.LateSAM, total_steps=STEPS // 2, rho=RHO, start=1.0),
+        same,
+    ),
+    "Early end=1 = SAM": (with_parts(policy=policy.Early(STEPS // 2, end=1.0)), sam),
+    "Early end=0 = base": (with_parts(policy=policy.Early(STEPS, end=0.0)), same),
+    "Both of Always and a policy = the policy": (
+        with_parts(policy=policy.Both(policy.Always(), policy.EveryK(3))),
+        with_parts(policy=policy.EveryK(3)),
+    ),
+    "Both of Late and Early that do not meet = base": (
+        with_parts(policy=policy.Both(policy.Late(STEPS, 0.5), policy.Early(STEPS, 0.5))),
+        same,
+    ),
+    "Both lets what its policies remember move": (
+        with_parts(policy=policy.Both(policy.Late(STEPS, 0.0), policy.LargeGradient(STEPS))),
+        partial(flatmin.AESAM, total_steps=STEPS, rho=RHO),
+    ),
 }
 
 CLOSE = {
@@ -179,6 +217,10 @@ AUXILIARY = {
     "AlignASAM = AgnosticASAM(lmbda rho, rho, beta=0)": (
         partial(flatmin.AlignASAM, rho=RHO, lmbda=3.0),
         partial(flatmin.AgnosticASAM, rho1=3.0 * RHO, rho2=RHO, beta=0.0),
+    ),
+    "LateAgnosticSAM start=0 = AgnosticSAM": (
+        partial(flatmin.LateAgnosticSAM, total_steps=STEPS, rho=RHO, start=0.0),
+        partial(flatmin.AgnosticSAM, rho=RHO),
     ),
     "AgnosticSAM's default radii": (
         partial(flatmin.AgnosticSAM, rho=RHO),
@@ -238,6 +280,12 @@ def deviation(ours: torch.Tensor, expected: torch.Tensor) -> float:
         (flatmin.GSAM, {}),
         (flatmin.FisherSAM, {}),
         (flatmin.LookbehindSAM, {}),
+        (flatmin.MSAM, {}),
+        (flatmin.RWP, {}),
+        (flatmin.MixedRWP, {}),
+        (flatmin.WSAM, {}),
+        (partial(flatmin.LateSAM, total_steps=STEPS), {}),
+        (flatmin.PreviousSAM, {}),
         (flatmin.AgnosticSAM, {"auxiliary": True}),
         (flatmin.ESAM, {"per_sample": True}),
     ],
@@ -245,6 +293,44 @@ def deviation(ours: torch.Tensor, expected: torch.Tensor) -> float:
 def test_away_from_the_limit_methods_differ_from_sam(build: Any, protocol: dict[str, bool]):
     ours = trained(partial(build, rho=RHO), "sgd", **protocol)
     assert deviation(ours, trained(sam, "sgd")) > 1e-5
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("chosen", [direction.Momentum(), direction.Random(), direction.Previous()])
+def test_a_step_that_begins_perturbed_costs_one_gradient_and_returns_the_loss_there(
+    chosen: Any, base: str
+):
+    training = Training()
+    optimizer = flatmin.SharpnessAware(
+        BASES[base](training.model.parameters()), RHO, direction=chosen
+    )
+    for step, (primary, _) in enumerate(network.batches(3)):
+        w = training.weights
+        stood: list[torch.Tensor] = []
+
+        def closure(primary: network.Batch = primary, stood: Any = stood) -> torch.Tensor:
+            stood.append(training.weights.clone())
+            assert optimizer.looking == Looking("primary", perturbed=True, first=True)
+            return training.mean_loss(primary)
+
+        loss = optimizer.step(closure)
+        assert len(stood) == 1
+        assert float(loss) == training.losses[-1]
+        begins_at_home = step == 0 and not isinstance(chosen, direction.Random)
+        assert torch.equal(stood[0], w) is begins_at_home
+    assert (optimizer.cost.gradients, optimizer.cost.perturbed) == (3, 3)
+    assert optimizer.gradients_per_step() == 1.0
+
+
+def test_a_policy_of_the_step_counts_from_the_share_and_not_from_its_rounding():
+    """0.7 times 10 is a little more than 7 in floats."""
+    for total, start, first in [(10, 0.7, 7), (200, 0.875, 175), (12, 0.875, 11), (3, 0.0, 0)]:
+        late, early = policy.Late(total, start), policy.Early(total, start)
+        asked = [SimpleNamespace(step=t) for t in range(total)]
+        assert [late.perturbs(at) for at in asked] == [t >= first for t in range(total)]
+        assert [early.perturbs(at) for at in asked] == [t < first for t in range(total)]
+        assert late.rate == pytest.approx(1 - first / total)
+        assert early.rate == pytest.approx(first / total)
 
 
 # --- orthogonality

@@ -13,8 +13,8 @@ from reference import bases, methods, network
 from torch.nn.functional import cross_entropy
 
 import flatmin
-from flatmin import descent, geometry, policy
-from flatmin.engine.random import uniform
+from flatmin import descent, direction, geometry, policy
+from flatmin.engine.random import generator, uniform
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +28,13 @@ BASES = {
     "adamw": (torch.optim.AdamW, bases.AdamW, {"lr": 0.01, "weight_decay": 0.1}),
 }
 RADII = {"one group": (0.1,), "two groups": (0.05, 0.2)}
+
+
+def normal(seed: int, step: int, shapes: tuple[tuple[int, ...], ...]) -> np.ndarray:
+    """The standard normal numbers of a step, parameter by parameter."""
+    numbers = generator(torch.device("cpu"), seed, step, 0)
+    drawn = [torch.empty(s, dtype=torch.float64).normal_(generator=numbers) for s in shapes]
+    return np.concatenate([x.numpy().ravel() for x in drawn])
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,13 @@ NAMED = {
     "gsam": methods.gsam,
     "esam": partial(methods.esam, uniform=uniform),
     "lookbehind-sam": methods.lookbehind_sam,
+    "msam": methods.msam,
+    "rwp": partial(methods.rwp, normal=normal),
+    "mixed-rwp": partial(methods.mixed_rwp, normal=normal),
+    "wsam": methods.wsam,
+    "late-sam": methods.late_sam,
+    "late-agnostic-sam": methods.late_agnostic_sam,
+    "previous-sam": methods.previous_sam,
     "agnostic-sam-previous": methods.agnostic_sam_previous,
     "ae-agnostic-sam": methods.ae_agnostic_sam,
     "ae-friendly-sam": methods.ae_friendly_sam,
@@ -121,6 +135,24 @@ ROWS = {name: named(name, reference) for name, reference in NAMED.items()} | {
         per_sample=True,
     ),
     "lookbehind-sam, k": made(flatmin.LookbehindSAM, methods.lookbehind_sam, k=3, alpha=0.8),
+    "rwp, adaptive": Row(
+        partial(flatmin.RWP, eta=30.0, beta=0.7, seed=3),
+        partial(methods.rwp, normal=normal, eta=30.0, beta=0.7, seed=3),
+    ),
+    "mixed-rwp, adaptive": Row(
+        partial(flatmin.MixedRWP, share=0.3, eta=30.0, beta=0.7, seed=3),
+        partial(methods.mixed_rwp, normal=normal, share=0.3, eta=30.0, beta=0.7, seed=3),
+    ),
+    "wsam, gamma": made(flatmin.WSAM, methods.wsam, gamma=0.3),
+    "late-sam, start": Row(
+        partial(flatmin.LateSAM, total_steps=STEPS, start=0.35),
+        partial(methods.late_sam, start=0.35),
+    ),
+    "late-agnostic-sam, start": Row(
+        partial(flatmin.LateAgnosticSAM, total_steps=STEPS, start=0.35, beta=0.4),
+        partial(methods.late_agnostic_sam, start=0.35, beta=0.4),
+        auxiliary=True,
+    ),
     # The authors' code rather than their paper.
     "friendly-sam, released": Row(
         partial(flatmin.FriendlySAM, variant="released"), methods.friendly_sam_released
@@ -130,6 +162,11 @@ ROWS = {name: named(name, reference) for name, reference in NAMED.items()} | {
         partial(methods.lookbehind_sam, metric=methods.asam_metric),
         geometry=geometry.Adaptive(),
         descent=descent.Lookbehind(),
+    ),
+    "momentum, climbed": parts(partial(methods.msam, sign=1), direction=direction.Momentum(sign=1)),
+    "early and every third": parts(
+        methods.early_sam_every_third,
+        policy=policy.Both(policy.Early(STEPS, end=0.5), policy.EveryK(3)),
     ),
     # Named methods again, spelled as their parts.
     "parts of asam": parts(methods.asam, geometry=geometry.Adaptive(eta=0.01)),
@@ -144,14 +181,20 @@ def first_weights() -> np.ndarray:
     return 0.3 * np.random.default_rng(1).normal(size=sum(network.Network.sizes))
 
 
-def referred(row: Row, base: Any, radii: tuple[float, ...]) -> tuple[np.ndarray, int]:
-    """The reference's weights before and after each step, and how many gradients it took."""
+def referred(row: Row, base: Any, radii: tuple[float, ...]) -> tuple[np.ndarray, network.Network]:
+    """The reference's weights before and after each step, and the network that it asked."""
     loss = network.Network()
     W1, b1, W2, b2 = loss.sizes
     rho = radii[0] if len(radii) == 1 else np.repeat(radii, (W1 + b1, W2 + b2))
     w = first_weights()
+    path, first = [w], []
     steps = row.reference(loss, base, rho, w, network.batches(STEPS))
-    return np.array([w, *steps]), loss.gradients
+    for _ in range(STEPS):
+        asked = len(loss.points)
+        path.append(next(steps))
+        first.append(loss.points[asked])
+    loss.points = first
+    return np.array(path), loss
 
 
 def torch_network() -> torch.nn.Sequential:
@@ -210,26 +253,80 @@ def test_every_method_of_the_table_has_its_reference():
 @pytest.mark.parametrize("name", ROWS)
 def test_twenty_steps_equal_the_reference(name: str, base: str, radii: tuple[float, ...]):
     ours, plain, hyper = BASES[base]
-    expected, gradients = referred(ROWS[name], plain(**hyper), radii)
+    expected, asked = referred(ROWS[name], plain(**hyper), radii)
     path, losses, cost = trained(ROWS[name], partial(ours, **hyper), radii)
 
     off = np.linalg.norm(path - expected, axis=1)
     travelled = np.linalg.norm(expected[-1] - expected[0])
     assert off[-1] <= TOLERANCE * travelled, f"‖w - w_ref‖ before and after each step: {off}"
-    at = network.Network()
-    looked_from = zip(expected[:-1], network.batches(STEPS), strict=True)
-    before = [at.losses(w, B).mean() for w, (B, _) in looked_from]
+    # Where the first gradient was taken: at `w`, or at `w + eps` of a step that begins there.
+    looked_from = zip(asked.points, network.batches(STEPS), strict=True)
+    before = [asked.losses(w, B).mean() for w, (B, _) in looked_from]
     assert losses == pytest.approx(before, rel=TOLERANCE)
-    assert cost.gradients == gradients
+    assert cost.gradients == asked.gradients
 
 
 @pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("name", ["ss-sam", "ae-sam", "ae-look-sam", "ae-agnostic-sam-previous"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ss-sam",
+        "ae-sam",
+        "ae-look-sam",
+        "ae-agnostic-sam-previous",
+        "late-sam",
+        "early and every third",
+    ],
+)
 def test_the_twenty_steps_take_both_branches(name: str, base: str):
     """Otherwise the comparison above would say nothing about one of them."""
     _, plain, hyper = BASES[base]
-    _, gradients = referred(ROWS[name], plain(**hyper), RADII["one group"])
-    assert STEPS + 2 <= gradients <= 2 * STEPS - 2
+    _, asked = referred(ROWS[name], plain(**hyper), RADII["one group"])
+    assert STEPS + 2 <= asked.gradients <= 2 * STEPS - 2
+
+
+def test_without_a_momentum_of_the_base_msam_keeps_its_own():
+    plain = {"lr": 0.1}
+    expected, _ = referred(ROWS["msam"], bases.SGD(**plain), (0.1,))
+    path, _, _ = trained(ROWS["msam"], partial(torch.optim.SGD, **plain), (0.1,))
+    travelled = np.linalg.norm(expected[-1] - expected[0])
+    assert np.linalg.norm(path[-1] - expected[-1]) <= TOLERANCE * travelled
+
+
+class Pair:
+    """Two bases, each of which steps one layer; the second has no momentum of its own."""
+
+    def __init__(self, size: int, lr: float) -> None:
+        self.of, self.size = (bases.SGD(lr, 0.9), bases.SGD(lr)), size
+        self.mean = 0.0
+
+    @property
+    def kept(self):
+        mean = np.zeros_like(self.last) + self.mean if hasattr(self, "last") else None
+        if mean is None:
+            return None
+        mean[: self.size] = self.of[0].velocity
+        return mean
+
+    def step(self, w, g):
+        self.mean, self.last = 0.9 * self.mean + 0.1 * g, w
+        parts = [slice(0, self.size), slice(self.size, None)]
+        return np.concatenate([b.step(w[s], g[s]) for b, s in zip(self.of, parts, strict=True)])
+
+
+def test_of_several_bases_each_brings_the_momentum_that_it_has():
+    W1, b1, *_ = network.Network.sizes
+    expected, _ = referred(ROWS["msam"], Pair(W1 + b1, 0.1), (0.1,))
+
+    def build(groups: list[dict[str, Any]]) -> Any:
+        params = groups[0]["params"]
+        first = torch.optim.SGD(params[:2], lr=0.1, momentum=0.9)
+        return [first, torch.optim.SGD(params[2:], lr=0.1)]
+
+    row = Row(partial(flatmin.MSAM, rho=0.1), methods.msam)
+    path, _, _ = trained(row, build, (0.1,))
+    travelled = np.linalg.norm(expected[-1] - expected[0])
+    assert np.linalg.norm(path[-1] - expected[-1]) <= TOLERANCE * travelled
 
 
 def test_the_hand_written_gradient_equals_autograd():

@@ -12,6 +12,11 @@ class SGD:
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
         self.velocity = 0.0
 
+    @property
+    def kept(self):
+        """Its momentum; None if it has none."""
+        return self.velocity if self.momentum else None
+
     def step(self, w, g):
         self.velocity = self.momentum * self.velocity + g + self.weight_decay * w
         return w - self.lr * self.velocity
@@ -26,6 +31,11 @@ class Adam:
 
     def step(self, w, g):
         return w - self.lr * self.direction(g + self.weight_decay * w)
+
+    @property
+    def kept(self):
+        """Its momentum."""
+        return self.mean
 
     def direction(self, g):
         b1, b2 = self.betas

@@ -364,3 +364,96 @@ def lookbehind_sam(L, base, rho, w, data, k=5, alpha=0.5, metric=lambda w: 1.0):
             fast = base.step(fast, g)
         w = w + alpha * (fast - w)
         yield w
+
+
+# --- one gradient a step, and other mixtures
+
+
+def msam(L, base, rho, w, data, sign=-1):
+    """`base.kept` is the base's momentum; where it is None, a running mean of gradients."""
+    mean = np.zeros_like(w)
+    for B, _ in data:
+        m = mean if base.kept is None else base.kept + np.zeros_like(w)
+        g_s = L.grad(w + sign * rho * climb(m), B)
+        mean = 0.9 * mean + 0.1 * g_s
+        w = base.step(w, g_s)
+        yield w
+
+
+def each_filter(L, squares):
+    """Sums over the rows of matrices and over whole vectors, at each weight."""
+    parts = [
+        x.sum(axis=1, keepdims=True) + 0 * x if x.ndim > 1 else x.sum() + 0 * x
+        for x in L.split(squares)
+    ]
+    return np.concatenate([x.ravel() for x in parts])
+
+
+def random_perturbation(L, w, f, normal, seed, t, rho, eta):
+    z = normal(seed, t, L.shapes)
+    return rho * np.sqrt(each_filter(L, w**2)) * z / np.sqrt(1 + eta * f)
+
+
+def rwp(L, base, rho, w, data, normal, eta=0.0, beta=0.99, seed=0):
+    f = np.zeros_like(w)
+    for t, (B, _) in enumerate(data):
+        g_s = L.grad(w + random_perturbation(L, w, f, normal, seed, t, rho, eta), B)
+        f = beta * f + each_filter(L, g_s**2)
+        w = base.step(w, g_s)
+        yield w
+
+
+def mixed_rwp(L, base, rho, w, data, normal, share=0.5, eta=0.0, beta=0.99, seed=0):
+    f = np.zeros_like(w)
+    for t, (B, _) in enumerate(data):
+        g = L.grad(w, B)
+        g_s = L.grad(w + random_perturbation(L, w, f, normal, seed, t, rho, eta), B)
+        f = beta * f + each_filter(L, g_s**2)
+        w = base.step(w, (1 - share) * g + share * g_s)
+        yield w
+
+
+def wsam(L, base, rho, w, data, gamma=0.9):
+    for B, _ in data:
+        g = L.grad(w, B)
+        g_s = L.grad(w + rho * climb(g), B)
+        w = base.step(w, g + gamma / (1 - gamma) * (g_s - g))
+        yield w
+
+
+def late_sam(L, base, rho, w, data, start=0.875):
+    for t, (B, _) in enumerate(data):
+        g = L.grad(w, B)
+        if t >= start * len(data):
+            g = L.grad(w + rho * climb(g), B)
+        w = base.step(w, g)
+        yield w
+
+
+def late_agnostic_sam(L, base, rho, w, data, start=0.875, beta=0.9):
+    v = np.zeros_like(w)
+    for t, (B, A) in enumerate(data):
+        g = L.grad(w, B)
+        if t >= start * len(data):
+            eps_v = rho * climb(L.grad(w, A))
+            v = beta * v + (1 - beta) * L.grad(w + eps_v, A)
+            g = L.grad(w + 2 * rho * climb(g) - rho * climb(v), B)
+        w = base.step(w, g)
+        yield w
+
+
+def early_sam_every_third(L, base, rho, w, data, end=0.5):
+    for t, (B, _) in enumerate(data):
+        g = L.grad(w, B)
+        if t < end * len(data) and t % 3 == 0:
+            g = L.grad(w + rho * climb(g), B)
+        w = base.step(w, g)
+        yield w
+
+
+def previous_sam(L, base, rho, w, data):
+    g_s = np.zeros_like(w)
+    for B, _ in data:
+        g_s = L.grad(w + rho * climb(g_s), B)
+        w = base.step(w, g_s)
+        yield w

@@ -42,7 +42,7 @@ def batches(steps: int, primary: int = 32, auxiliary: int = 8) -> list[tuple[Bat
 class Network:
     """Cross-entropy of `W2 tanh(W1 x + b1) + b2`; `w` is W1, b1, W2, b2 end to end.
 
-    `gradients` counts the gradients that were asked for.
+    `gradients` counts the gradients that were asked for, and `points` are where.
     """
 
     shapes = ((HIDDEN, PIXELS), (HIDDEN,), (CLASSES, HIDDEN), (CLASSES,))
@@ -50,6 +50,7 @@ class Network:
 
     def __init__(self) -> None:
         self.gradients = 0
+        self.points = []
 
     def split(self, w):
         parts = np.split(w, np.cumsum(self.sizes)[:-1])
@@ -63,6 +64,7 @@ class Network:
     def grad(self, w, batch):
         """Gradient of the mean loss, as flat as `w`."""
         self.gradients += 1
+        self.points.append(w)
         _, _, W2, _ = self.split(w)
         h, logp = self.forward(w, batch.x)
         dz = (np.exp(logp) - np.eye(CLASSES)[batch.y]) / len(batch.y)

@@ -6,8 +6,9 @@ dataclass whose `after` returns the gradients to descend.
 
 from flatmin.descent.base import Descent
 from flatmin.descent.lookbehind import Lookbehind
+from flatmin.descent.mixed import Mixed
 from flatmin.descent.plain import Plain
 from flatmin.descent.reuse import Reuse
 from flatmin.descent.surrogate_gap import SurrogateGap
 
-__all__ = ["Descent", "Lookbehind", "Plain", "Reuse", "SurrogateGap"]
+__all__ = ["Descent", "Lookbehind", "Mixed", "Plain", "Reuse", "SurrogateGap"]

@@ -34,12 +34,20 @@ class Descent:
         return True
 
     @property
+    def asks_for_gradient(self) -> bool:
+        """Is the pass at `w` run for it, also under a direction that needs none?
+
+        If not, a descent that looks back cannot go with such a direction.
+        """
+        return False
+
+    @property
     def further_passes(self) -> int:
         """Gradients on the primary batch beyond the two of a perturbed step."""
         return 0
 
     @property
-    def share(self) -> float:
+    def way(self) -> float:
         """The share of the way, from where the weights were to where the base steps led, to go."""
         return 1.0
 

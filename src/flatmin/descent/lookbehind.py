@@ -56,7 +56,7 @@ class Lookbehind(Descent):
         return self.k - 1
 
     @property
-    def share(self) -> float:
+    def way(self) -> float:
         return self.alpha
 
     def after(self, at: Probe, seen: Vector, eps: Vector) -> PassGenerator[list[Vector]]:

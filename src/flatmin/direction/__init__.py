@@ -1,7 +1,8 @@
 """Where do we look? Up the gradient, past the noise of the batch, towards a second batch.
 
 `Direction` is the question, and `Ascent`, SAM's, the shortest answer. A new one is a module with a
-frozen dataclass whose `displacement` returns `eps`, written like its equation.
+frozen dataclass whose `displacement` returns `eps`, written like its equation. `Momentum`,
+`Random` and `Previous` need no gradient at `w`, and their steps cost one.
 """
 
 from flatmin.direction.agnostic import Agnostic
@@ -9,7 +10,10 @@ from flatmin.direction.ascent import Ascent
 from flatmin.direction.base import Direction
 from flatmin.direction.components import FullComponent, NoiseComponent
 from flatmin.direction.friendly import Friendly
+from flatmin.direction.momentum import Momentum
 from flatmin.direction.other_batch import OtherBatch
+from flatmin.direction.previous import Previous
+from flatmin.direction.random import Random
 from flatmin.direction.suppressed import Suppressed
 
 __all__ = [
@@ -18,7 +22,10 @@ __all__ = [
     "Direction",
     "Friendly",
     "FullComponent",
+    "Momentum",
     "NoiseComponent",
     "OtherBatch",
+    "Previous",
+    "Random",
     "Suppressed",
 ]

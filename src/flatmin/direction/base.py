@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from flatmin.engine.probe import Result
+    from flatmin.engine.probe import Probe, Result
     from flatmin.engine.vec import Vector
     from flatmin.engine.viewpoint import Viewpoint
 
@@ -25,6 +26,16 @@ class Direction:
         ...         return -1.0 * at.climb(at.grad)
     """
 
+    needs_gradient: ClassVar[bool] = True
+    """Does `displacement` look at `at.grad`?
+
+    If not, the first and only pass of a perturbed step is at `w + eps`: it costs one gradient, and
+    the step returns the loss there.
+    """
+
+    takes_metric: ClassVar[bool] = True
+    """Does it climb in the metric of the geometry? If not, it can go with none."""
+
     @property
     def auxiliary_passes(self) -> int:
         """Gradients on the auxiliary batch that a perturbed step asks for."""
@@ -35,6 +46,14 @@ class Direction:
         """The names under which it keeps vectors."""
         return ()
 
+    def kept(self, at: Probe) -> tuple[str, ...]:
+        """Those of `buffers` that it keeps over the base optimizer at hand: all, unless it says so.
+
+        Args:
+            at: a step after which the base optimizer has set up its state.
+        """
+        return self.buffers
+
     def largest_radius(self, rho: float) -> float:
         """The largest radius that it takes in a parameter group; at 0 nothing is perturbed.
 
@@ -42,6 +61,13 @@ class Direction:
             rho: the radius of the group, at least 0.
         """
         return rho
+
+    def require(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Raise ValueError if it cannot work over a base optimizer with these parameter groups.
+
+        Args:
+            groups: the parameter groups, with the options of the base optimizer.
+        """
 
     def displacement(self, at: Viewpoint) -> Result[Vector]:
         """The perturbation `eps`, or the looks that end in it (`g = yield from at.auxiliary()`).

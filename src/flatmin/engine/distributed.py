@@ -74,6 +74,11 @@ class Ranks:
         """
         return dist.is_available() and dist.is_initialized()
 
+    @property
+    def number(self) -> int:
+        """Which of those that climb apart this process is; 0 where all climb together."""
+        return dist.get_rank(self._group) if self.apart else 0
+
     def silence(self, communicate: bool) -> AbstractContextManager[Any]:
         """A pass that is not to communicate; forward and backward belong inside."""
         if communicate or self._replicas is None:

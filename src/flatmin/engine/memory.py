@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,20 +37,24 @@ class Memory:
     def __init__(
         self,
         base: torch.optim.Optimizer,
-        buffers: Callable[[], MutableMapping[Tensor, dict[str, Any]]],
+        buffers: MutableMapping[Tensor, dict[str, Any]],
         space: Space,
     ) -> None:
         self._base = base
-        self._now = buffers
         self._space = space
         self._kept: dict[str, _Kept] = {}
-        self.begin()
+        self.begin(buffers)
 
-    def begin(self) -> None:
-        """A step begins: nothing is staged, and the buffers are still to be looked up."""
+    def begin(self, buffers: MutableMapping[Tensor, dict[str, Any]]) -> None:
+        """A step begins: nothing is staged, and the buffers are still to be looked up.
+
+        Args:
+            buffers: where they stand now: loading a state gives the base optimizer another one.
+        """
+        self._buffers = buffers
         self.numbers: Mapping[str, Any] = self._base.param_groups[0][KEY]
-        self._buffers = self._now()  # loading a checkpoint makes torch's own state anew
         self._vectors: dict[str, Vector] = {}
+        self._alike: set[str] = set()
         self._notes: dict[str, float] = {}
         self._found: dict[str, list[Tensor | None]] = {}
         self._new: dict[str, _Kept] = {}
@@ -60,8 +64,44 @@ class Memory:
         kept = self._look_up(name) if self.numbers["perturbed"] else None
         return kept and Vector(Term(kept.blocks))
 
-    def keep(self, name: str, value: Vector) -> None:
+    def keep(self, name: str, value: Vector, *, alike: bool = False) -> None:
         self._vectors[name] = value
+        if alike:
+            self._alike.add(name)
+
+    def found(self, names: Sequence[str]) -> list[Tensor | None]:
+        """For each parameter the first of these buffers that it has, the base optimizer's or ours.
+
+        None where it has none, or none in its own shape.
+        """
+        return [self._first_of(p, names) for p in self._space.params]
+
+    def lacks(self, names: Sequence[str], promised: Callable[[Mapping[str, Any]], bool]) -> bool:
+        """Is there a parameter for which the base optimizer keeps none of these?
+
+        Args:
+            names: of the buffers.
+            promised: whether the options of a group say that it will, of parameters for which it
+                has kept nothing at all yet.
+        """
+        ours = {*self._found, *self._kept, *self._vectors}
+        for group in self._base.param_groups:
+            for p in group["params"]:
+                if not p.requires_grad or self._first_of(p, names) is not None:
+                    continue
+                kept = self._base.state.get(p, _EMPTY).items()
+                stepped = any(isinstance(x, Tensor) and x.ndim for n, x in kept if n not in ours)
+                if stepped or not promised(group):
+                    return True
+        return False
+
+    def _first_of(self, p: Tensor, names: Sequence[str]) -> Tensor | None:
+        for kept in (self._base.state.get(p, _EMPTY), self._buffers.get(p, _EMPTY)):
+            for name in names:
+                x = kept.get(name)
+                if isinstance(x, Tensor) and x.shape == p.shape:
+                    return x
+        return None
 
     def note(self, name: str, value: float) -> None:
         self._notes[name] = value
@@ -70,7 +110,8 @@ class Memory:
         """Bring the buffers up to date: the step can fail no more, and its vectors are still there.
 
         Buffers that are there change in place. New ones wait for `commit`. Where ranks climb
-        gradients of their own, what they keep is the mean, so that all have one memory.
+        gradients of their own, what they keep is the mean, so that all have one memory, unless it
+        is made of what they have reduced already.
         """
         for name, value in self._vectors.items():
             kept = self._look_up(name)
@@ -80,7 +121,8 @@ class Memory:
                 self._new[name] = self._laid_out(blocks)
             else:
                 blocks = [value.into(kept.blocks[j], j) for j in indices]
-            ranks.average(blocks)
+            if name not in self._alike:
+                ranks.average(blocks)
 
     def commit(self, counts: Mapping[str, float], failed: bool) -> None:
         """Write the counts and, unless the step has failed, new buffers and what was noted."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from numbers import Real
@@ -160,8 +160,8 @@ class Probe:
 
     Attributes:
         grad: the primary gradient `g` at the unperturbed weights.
-        losses: the primary losses at the unperturbed weights: one number, or one a sample; None if
-            the closure returns none.
+        losses: the primary losses of the first pass, at the unperturbed weights unless the step
+            began perturbed: one number, or one a sample; None if the closure returns none.
         rho: the radius of each parameter group.
         spent: what this step has cost so far.
         travelled: the length of its perturbation, where that is measured.
@@ -235,7 +235,7 @@ class Probe:
 
     @property
     def loss(self) -> Tensor | None:
-        """The mean primary loss at the unperturbed weights."""
+        """The mean primary loss of the first pass."""
         return self.losses if self.losses is None or self.losses.ndim == 0 else self.losses.mean()
 
     # Measure.
@@ -304,6 +304,22 @@ class Probe:
             return rho * gain * along
         by_group = [radius * gain for radius in self.rho]
         return along.scaled([by_group[b.group] for b in self._space.blocks])
+
+    def by_radius(self, d: Vector) -> Vector:
+        """`rho d`, each parameter group with its own radius: as long as `d` makes it."""
+        return d.scaled([self.rho[b.group] for b in self._space.blocks])
+
+    def noise(self, seed: int) -> Vector:
+        """Standard normal numbers that follow from `seed` and the number of the step.
+
+        Alike on all ranks that climb together; in local ascent each rank draws its own.
+        """
+        return self._space.normal(seed, self.step, self._ranks.number)
+
+    def filter_squares(self, a: Vector) -> Callable[[int], Tensor]:
+        """`Σ a²` of `a` over each filter: a row of a matrix or kernel, or another whole tensor."""
+        squares = self._space.filter_squares(a)
+        return lambda j: self._space.spread_out(j, squares)
 
     def members(self, j: int) -> Sequence[int]:
         """The parameters that block `j` holds, by position."""
@@ -409,12 +425,12 @@ class Probe:
             self.spent["samples"] += seen
             if wanted.batch == "auxiliary":
                 self.spent["auxiliary"] += 1
-            elif not wanted.perturbed:
+            elif first:
                 self.spent["primary_samples"] += seen
         if losses is None:
             return None
         losses = losses.detach()
-        if not wanted.perturbed and wanted.batch == "primary":
+        if first and wanted.batch == "primary":
             self.losses = losses
         self._require_finite(losses if losses.ndim == 0 else losses.mean())
         return losses
@@ -452,7 +468,7 @@ class Probe:
 
     def forget(self) -> Vector:
         """Let go of the first gradient, which the descent does not need; returns where we stand."""
-        del self.grad
+        self.__dict__.pop("grad", None)  # a step that began perturbed has none
         self._norms.clear()
         self._seen.clear()
         return self._walk.forget_way()
@@ -484,9 +500,36 @@ class Probe:
         """What an earlier step has kept under `name`; None before the first that did."""
         return self._memory.recall(name)
 
-    def keep(self, name: str, value: Vector) -> None:
-        """Keep `value` as `name` for later steps, from the moment this one has succeeded."""
-        self._memory.keep(name, value)
+    def keep(self, name: str, value: Vector, *, alike: bool = False) -> None:
+        """Keep `value` as `name` for later steps, from the moment this one has succeeded.
+
+        Args:
+            name: one of the `buffers` of the part.
+            value: what is kept.
+            alike: whether it is the same on all ranks also in local ascent, made of gradients that
+                they have reduced; default False: they are to average it.
+        """
+        self._memory.keep(name, value, alike=alike)
+
+    def stored(self, *names: str) -> Vector | None:
+        """What stands beside each parameter under the first of these names that it has.
+
+        The buffers are the base optimizer's or the parts', as the last step has left them; zero
+        where a parameter has none, and None where none has one.
+        """
+        found = self._memory.found(names)
+        return None if all(x is None for x in found) else self._space.gather(found)
+
+    def base_lacks(
+        self, names: Sequence[str], promised: Callable[[Mapping[str, Any]], bool]
+    ) -> bool:
+        """Is there a parameter for which the base optimizer keeps none of these buffers?
+
+        Args:
+            names: what they may be called.
+            promised: whether the options of a parameter group say that it will keep one.
+        """
+        return self._memory.lacks(names, promised)
 
     def number(self, name: str) -> float:
         """The number `name` of the policy's `memory`, as the step before has left it."""

@@ -4,6 +4,8 @@ A coin of step 1,000 needs no generator whose state would have to be saved, move
 between ranks: the seed is a hyperparameter and the step count is in every checkpoint.
 """
 
+import torch
+
 _MASK = (1 << 64) - 1
 
 
@@ -16,7 +18,16 @@ def _mix(x: int) -> int:
 
 def uniform(seed: int, *counters: int) -> float:
     """A number in [0, 1) for this seed and these counters, the same on every machine."""
+    return (_mixed(seed, *counters) >> 11) / (1 << 53)
+
+
+def generator(device: torch.device, seed: int, *counters: int) -> torch.Generator:
+    """A generator on a device that begins at this seed and these counters."""
+    return torch.Generator(device).manual_seed(_mixed(seed, *counters) >> 1)
+
+
+def _mixed(seed: int, *counters: int) -> int:
     state = _mix((seed + 0x9E3779B97F4A7C15) & _MASK)
     for counter in counters:
         state = _mix((state + (counter + 1) * 0x9E3779B97F4A7C15) & _MASK)
-    return (state >> 11) / (1 << 53)
+    return state

@@ -25,12 +25,14 @@ from torch._utils import (
     _unflatten_dense_tensors,  # pyright: ignore[reportUnknownVariableType]
 )
 
+from flatmin.engine import random
 from flatmin.engine.vec import NARROW, Scalar, Term, Vector
 
 try:
     from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 except ImportError:  # torch built without distributed: nothing is ever sharded
-    DTensor = None  # type: ignore[assignment,misc]
+    DTensor = compute_local_shape_and_global_offset = None  # type: ignore[assignment,misc]
 
 LARGE = 1 << 15
 """Tensors of more elements than this are blocks of their own: to join them would be a copy that
@@ -306,6 +308,74 @@ class Space:
             )
         return piece
 
+    def gather(self, found: Sequence[Tensor | None]) -> Vector:
+        """Tensors that stand beside the parameters as a vector; zero where there is none."""
+        like = [
+            x if x is None else _like(p, x).to(p.dtype)
+            for p, x in zip(self.params, found, strict=True)
+        ]
+        pieces = [self._piece_of_gradient(i, x) for i, x in enumerate(like)]
+        return Vector(Term(self.join(pieces)))
+
+    # Filter by filter.
+
+    def normal(self, seed: int, *counters: int) -> Vector:
+        """Standard normal numbers; a shard holds its part of what one process would draw."""
+        generators: dict[torch.device, torch.Generator] = {}
+        pieces: list[Tensor] = []
+        for p, like, order in zip(self.params, self.pieces, self._orders, strict=True):
+            if like.device not in generators:
+                generators[like.device] = random.generator(like.device, seed, *counters)
+            shape = (*p.shape, 2) if p.is_complex() else p.shape
+            drawn = torch.empty(shape, dtype=like.dtype, device=like.device)
+            drawn.normal_(generator=generators[like.device])
+            pieces.append(_in_order(_part_of(p, drawn), order))
+        return Vector(Term(self.join(pieces)))
+
+    def filter_squares(self, a: Vector) -> list[Tensor]:
+        """`Σ a²` over each filter, in a form that spreads over the pieces of the parameters.
+
+        A filter is a row of a tensor with more than one dimension; any other tensor is one.
+        """
+        squares: list[Tensor] = [torch.empty(0)] * len(self.params)
+        for j, b in enumerate(self.blocks):
+            for i, x in zip(b.members, self.split(j, a.block(j)), strict=True):
+                rows = self._rows(i)
+                across = [d for d in range(x.ndim) if d != rows]
+                wide = x.float() if x.dtype in NARROW else x
+                squares[i] = wide.square().sum(across, keepdim=True) if across else wide.square()
+        if self._sharded:
+            self._sum_over_shards(squares)
+        return squares
+
+    def spread_out(self, j: int, values: Sequence[Tensor]) -> Tensor:
+        """A block like block `j` of one value for each filter."""
+        b = self.blocks[j]
+        pieces = [values[i].expand_as(self.pieces[i]) for i in b.members]
+        return _flatten([x.contiguous() for x in pieces], b.runs) if b.joined else pieces[0]
+
+    def _rows(self, i: int) -> int | None:
+        """The dimension of piece `i` that counts its filters; None where all of it is one."""
+        if self.params[i].ndim < 2:
+            return None
+        order = self._orders[i]
+        return 0 if order is None else order.index(0)
+
+    def _sum_over_shards(self, squares: list[Tensor]) -> None:
+        """Add up over the ranks that hold parts of one filter; all in one reduction a group."""
+        # In the order of the parameters, which is the same on every rank.
+        split: dict[Any, list[int]] = {}
+        for i, p in enumerate(self.params):
+            for group in _groups_that_split_filters(p):
+                split.setdefault(group, []).append(i)
+        for group, members in split.items():
+            flat = torch.cat([squares[i].reshape(-1) for i in members])
+            dist.all_reduce(flat, group=group)
+            sizes = [squares[i].numel() for i in members]
+            parts = cast("tuple[Tensor, ...]", flat.split(sizes))
+            for i, x in zip(members, parts, strict=True):
+                squares[i] = x.view_as(squares[i])
+
     def _read(self, a: Vector, j: int) -> Tensor:
         """Block `j` of `a`, good until the next is read.
 
@@ -554,6 +624,26 @@ def _shard_groups(t: Tensor) -> tuple[Any, ...]:
     return tuple(
         mesh.get_group(i) for i, placed in enumerate(t.placements) if not placed.is_replicate()
     )
+
+
+def _groups_that_split_filters(t: Tensor) -> list[Any]:
+    """The process groups between whose ranks a filter of `t` is split."""
+    if DTensor is None or not isinstance(t, DTensor):
+        return []
+    whole = t.ndim > 1
+    return [
+        t.device_mesh.get_group(i)
+        for i, placed in enumerate(t.placements)
+        if not placed.is_replicate() and not (whole and placed.is_shard(0))
+    ]
+
+
+def _part_of(p: Tensor, whole: Tensor) -> Tensor:
+    """What this rank holds of a tensor that is like the whole of `p`."""
+    if DTensor is None or not isinstance(p, DTensor):
+        return whole
+    shape, offset = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
+    return whole[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]
 
 
 def _flatten(pieces: list[Tensor], runs: Sequence[slice]) -> Tensor:

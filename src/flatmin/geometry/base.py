@@ -37,6 +37,11 @@ class Geometry:
         """Is `T` 1 everywhere?"""
         return False
 
+    @property
+    def needs_gradient(self) -> bool:
+        """Does `metric` look at `at.grad`?"""
+        return False
+
     def metric(self, at: Viewpoint, j: int) -> Tensor | float:
         """`T` at the unperturbed weights, on block `j` of the vector: element by element.
 
@@ -89,6 +94,10 @@ class Product(Geometry):
     @property
     def trivial(self) -> bool:
         return self.first.trivial and self.second.trivial
+
+    @property
+    def needs_gradient(self) -> bool:
+        return self.first.needs_gradient or self.second.needs_gradient
 
     def metric(self, at: Viewpoint, j: int) -> Tensor | float:
         return self.first.metric(at, j) * self.second.metric(at, j)

@@ -47,5 +47,9 @@ class Fisher(Geometry):
     def __post_init__(self) -> None:
         check.at_least_zero("eta", self.eta)
 
+    @property
+    def needs_gradient(self) -> bool:
+        return True
+
     def metric(self, at: Viewpoint, j: int) -> Tensor:
         return at.grad.block(j).square().mul_(self.eta).add_(1.0).rsqrt_()

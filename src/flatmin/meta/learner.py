@@ -56,6 +56,12 @@ class Sharpness:
                 "direction must be one of flatmin.direction, or one of your own, got "
                 f"{check.describe(self.direction)}"
             )
+        if not self.direction.needs_gradient:
+            raise ValueError(
+                f"the direction {type(self.direction).__name__} saves the gradient at the weights, "
+                "which these loops have anyway: take one that climbs it, such as "
+                "flatmin.direction.Ascent()"
+            )
 
     @classmethod
     def named(cls, method: str, rho: float | None = None) -> Sharpness:

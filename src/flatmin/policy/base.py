@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flatmin.engine.probe import Probe
@@ -27,11 +27,15 @@ class Policy:
         ...         return at.step < 100
     """
 
-    memory: ClassVar[Mapping[str, float]] = MappingProxyType({})
-    """The numbers it keeps between steps, with their start values."""
+    @property
+    def memory(self) -> Mapping[str, float]:
+        """The numbers it keeps between steps, with their start values."""
+        return MappingProxyType({})
 
-    needs_gradient: ClassVar[bool] = False
-    """Does `perturbs` look at `at.grad`? If not, it is asked before the first pass."""
+    @property
+    def needs_gradient(self) -> bool:
+        """Does `perturbs` look at `at.grad`? If not, it is asked before the first pass."""
+        return False
 
     @property
     def rate(self) -> float:

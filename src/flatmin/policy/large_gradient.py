@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from flatmin.engine import check
 from flatmin.policy.base import Policy
@@ -55,17 +55,19 @@ class LargeGradient(Policy):
     lambda2: float = 1.0
     delta: float = 0.9
 
-    memory: ClassVar[Mapping[str, float]] = MappingProxyType(
-        {"gradient_mean": 0.0, "gradient_variance": math.exp(-10)}
-    )
-
-    needs_gradient: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         check.positive_int("total_steps", self.total_steps)
         check.in_range("delta", self.delta, 0.0, 1.0, open_high=True)
         if math.isnan(self.lambda1) or math.isnan(self.lambda2):
             raise ValueError("lambda1 and lambda2 must be numbers, got nan")
+
+    @property
+    def memory(self) -> Mapping[str, float]:
+        return MappingProxyType({"gradient_mean": 0.0, "gradient_variance": math.exp(-10)})
+
+    @property
+    def needs_gradient(self) -> bool:
+        return True
 
     @property
     def rate(self) -> float:

@@ -146,12 +146,12 @@ def _gradients(
 ) -> float:
     method = methods.find(name)
     base = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
-    optimizer = method.build(base, total_steps=1, settings=dict(options))
-    looks = optimizer.selection.share + optimizer.direction.auxiliary_passes * fraction
-    looks += optimizer.descent.further_passes
+    optimizer = method.build(base, total_steps=1000, settings=dict(options))
     policy = optimizer.policy
-    rate = _share_of_large(policy) if isinstance(policy, LargeGradient) else policy.rate
-    return 1 + rate * looks
+    if isinstance(policy, LargeGradient):
+        looks = optimizer.selection.share + optimizer.direction.auxiliary_passes * fraction
+        return 1 + _share_of_large(policy) * (looks + optimizer.descent.further_passes)
+    return optimizer.gradients_per_step(fraction)
 
 
 def _share_of_large(policy: LargeGradient, points: int = 101) -> float:
