@@ -43,6 +43,12 @@ def server() -> Iterator[str]:
         yield url
 
 
+def _paths(*more: Path) -> str:
+    """Where a script finds the tests' own modules, and the flatmin that is tested."""
+    tests, given = Path(__file__).parents[1], os.environ.get("PYTHONPATH", "")
+    return os.pathsep.join(map(str, [tests, *more, *filter(None, [given])]))
+
+
 def trials(store: Store) -> list[Any]:
     return store._storage.get_all_trials(store._study, deepcopy=False)
 
@@ -196,7 +202,7 @@ def test_an_interrupt_before_the_workers_are_there_is_the_parents_alone(tmp_path
         "import sys; from pathlib import Path; from trivial import Many, Nothing\n"
         "from flatmin.studies.run import processes; from flatmin.studies.store.store import Store\n"
         "if __name__ == '__main__':\n"
-        "    processes._used_later = ('slow',)\n"
+        "    processes._USED_LATER = ('slow',)\n"
         "    try:\n"
         f"        store = Store.open(Path({str(tmp_path)!r}), {IDENTITY!r})\n"
         "        processes.run(store, Many(9), Nothing(), 2)\n"
@@ -205,7 +211,7 @@ def test_an_interrupt_before_the_workers_are_there_is_the_parents_alone(tmp_path
     )
     parent = subprocess.Popen(
         [sys.executable, tmp_path / "script.py"],
-        env=os.environ | {"PYTHONPATH": f"{Path(__file__).parents[1]}:{tmp_path}"},
+        env=os.environ | {"PYTHONPATH": _paths(tmp_path)},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -234,7 +240,7 @@ def test_workers_end_with_whoever_has_started_them_even_by_a_kill(tmp_path: Path
     (tmp_path / "script.py").write_text(script)
     parent = subprocess.Popen(
         [sys.executable, tmp_path / "script.py"],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": _paths()},
     )
     deadline = time.monotonic() + 60
     while len(pids := list((tmp_path / "pids").iterdir())) < 2:

@@ -82,7 +82,7 @@ class Curvature(LinearOperator):
         self.parameters = self.objective.parameters
         self.products = 0
         self.bytes_per_sample = 0.0
-        self.progress = Progress(progress)
+        self.progress = ProgressLine(progress)
         self._budget = bytes_in(memory)
         self._chunks: Sequence[Chunk] | None = None
         self._chunk = chunk
@@ -411,7 +411,7 @@ class Hessian(Curvature):
             return derivatives(grads, self.objective.leaves, [vs[i] for i, _ in pairs], keep=keep)
 
 
-class Progress:
+class ProgressLine:
     """One line on standard error, written over as work goes on."""
 
     def __init__(self, shown: bool) -> None:
@@ -451,4 +451,4 @@ def _whole(t: Tensor) -> Tensor:
     return cast(Any, t).full_tensor() if hasattr(t, "full_tensor") else t
 
 
-__all__ = ["Curvature", "Hessian", "Progress", "bytes_in"]
+__all__ = ["Curvature", "Hessian", "ProgressLine", "bytes_in"]

@@ -15,7 +15,7 @@ from scipy.sparse.linalg import (
 )
 from torch import Tensor
 
-from flatmin.analysis.curvature import Curvature, Progress
+from flatmin.analysis.curvature import Curvature, ProgressLine
 from flatmin.analysis.second import say_once
 from flatmin.engine import check
 
@@ -40,7 +40,7 @@ class Products:
         self.device = torch.device("cpu")
         self.dtype = torch.float64
         """The type of the basis: no wider than that of the products."""
-        self.progress = Progress(False)
+        self.progress = ProgressLine(False)
         if isinstance(operator, Curvature):
             self.device = operator.objective.device
             self.progress = operator.progress

@@ -18,13 +18,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 FUSED = re.compile("ScaledDotProduct|FlashAttention|EfficientAttention|CudnnAttention")
 """Nodes of a graph that are attention as one kernel, which torch cannot differentiate twice."""
 
-_said: set[str] = set()
+_SAID: set[str] = set()
+"""The warnings that this process has given."""
 
 
 def say_once(message: str) -> None:
     """Warn the first time in this process."""
-    if message not in _said:
-        _said.add(message)
+    if message not in _SAID:
+        _SAID.add(message)
         warnings.warn(message, UserWarning, stacklevel=3)
 
 

@@ -85,7 +85,7 @@ OVERHEAD = 25e-6
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """What runs will cost together.
 
     Fields:
@@ -99,7 +99,7 @@ class Estimate:
     hours: float
 
     @classmethod
-    def of(cls, trainings: Iterable[Training]) -> Estimate:
+    def of(cls, trainings: Iterable[Training]) -> CostEstimate:
         every = list(trainings)
         seconds = sum(map(seconds_of, every))
         return cls(len(every), sum(map(samples_of, every)), seconds / 3600)

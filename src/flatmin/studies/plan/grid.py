@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from flatmin import methods
 from flatmin.studies.plan import estimate, tuning, yamlfile
-from flatmin.studies.plan.estimate import Estimate
+from flatmin.studies.plan.estimate import CostEstimate
 from flatmin.studies.plan.fewshot import FewShot
 from flatmin.studies.plan.schema import (
     AtScale,
@@ -150,9 +150,9 @@ class ScaledRecipe:
         return self.progress({}, frozenset()).total
 
     @cached_property
-    def estimate(self) -> Estimate:
+    def estimate(self) -> CostEstimate:
         """Of the cost of all runs."""
-        return Estimate.of(tuning.expected(self.tuned_methods, {}, frozenset()))
+        return CostEstimate.of(tuning.expected(self.tuned_methods, {}, frozenset()))
 
     def printed(
         self, position: Position, method: str, measure: str | None = None

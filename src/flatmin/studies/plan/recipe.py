@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 import flatmin
 from flatmin.studies.plan import yamlfile
-from flatmin.studies.plan.estimate import Estimate
+from flatmin.studies.plan.estimate import CostEstimate
 from flatmin.studies.plan.grid import ScaledRecipe
 from flatmin.studies.plan.measures import MEASURES
 from flatmin.studies.plan.schema import (
@@ -191,7 +191,7 @@ class RecipeSummary:
     shows: str
     title: str
     needs: tuple[str, ...]
-    estimates: Mapping[Scale, Estimate]
+    estimates: Mapping[Scale, CostEstimate]
 
 
 def summaries() -> list[RecipeSummary]:

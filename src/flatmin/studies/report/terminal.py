@@ -20,7 +20,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from flatmin.studies.plan.comparison import Outcome
-from flatmin.studies.plan.estimate import Estimate
+from flatmin.studies.plan.estimate import CostEstimate
 from flatmin.studies.plan.grid import ScaledRecipe
 from flatmin.studies.plan.recipe import RecipeSummary
 from flatmin.studies.plan.schema import SCALES
@@ -164,7 +164,7 @@ def recipes(listing: Sequence[RecipeSummary]) -> None:
     console.print("\nruns and hours on two cores, estimated to a factor of two")
 
 
-def _cost(estimate: Estimate | None) -> str:
+def _cost(estimate: CostEstimate | None) -> str:
     if estimate is None or not estimate.runs:
         return "–"
     return f"{estimate.runs} runs, {duration(3600 * estimate.hours)}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flatmin.studies.plan.estimate import Estimate
+from flatmin.studies.plan.estimate import CostEstimate
 from flatmin.studies.store.location import StudyLocation
 from flatmin.studies.store.row import Row, row_of
 from flatmin.training import checkpoints
@@ -70,7 +70,7 @@ class Trainer:
     def _saved(self, training: Training) -> str | None:
         if self.checkpoints is None:
             return None
-        if not self.short and 3600 * Estimate.of([training]).hours < WORTH_KEEPING:
+        if not self.short and 3600 * CostEstimate.of([training]).hours < WORTH_KEEPING:
             return None
         return f"{self.checkpoints.rstrip('/')}/{training.key}"
 
