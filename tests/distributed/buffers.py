@@ -49,7 +49,10 @@ def losses(model: nn.Module, start: int, row: Any, chosen: Tensor | None = None)
 
 
 def train(method: str, ascent: str) -> dict[str, Any]:
-    """Three steps; before each, one forward pass of a copy says what the step should leave."""
+    """Three steps; a forward pass of a copy says what each should leave.
+
+    It is taken where the first pass of the step is: at `w`, or at `w + eps` if it begins there.
+    """
     row = methods.TABLE[method]
     model = DistributedDataParallel(network())
     weights = list(model.parameters())
@@ -58,12 +61,17 @@ def train(method: str, ascent: str) -> dict[str, Any]:
     once = DistributedDataParallel(network())
     wrong: list[str] = []
     for t in range(3):
-        once.load_state_dict(model.state_dict())
-        once(mine(IMAGES[24 * t : 24 * t + 24].double()))
-        closures = [
-            partial(losses, model, start, row) for start in (24 * t, 900)[: 1 + row.auxiliary]
-        ]
-        optimizer.step(*closures)
+        passes: list[int] = []
+
+        def primary(chosen: Tensor | None = None, t: int = t, passes: list[int] = passes) -> Tensor:
+            if not passes:
+                once.load_state_dict(model.state_dict())
+                once(mine(IMAGES[24 * t : 24 * t + 24].double()))
+            passes.append(t)
+            return losses(model, 24 * t, row, chosen)
+
+        auxiliary = partial(losses, model, 900, row)
+        optimizer.step(*(primary, auxiliary)[: 1 + row.auxiliary])
         expected = dict(once.named_buffers())
         wrong += [n for n, b in model.named_buffers() if not torch.equal(b, expected[n])]
     flat = torch.cat([p.detach().flatten() for p in weights])

@@ -32,7 +32,8 @@ try:
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 except ImportError:  # torch built without distributed: nothing is ever sharded
-    DTensor = compute_local_shape_and_global_offset = None  # type: ignore[assignment,misc]
+    DTensor = None  # type: ignore[assignment,misc]
+    compute_local_shape_and_global_offset = None
 
 LARGE = 1 << 15
 """Tensors of more elements than this are blocks of their own: to join them would be a copy that
@@ -642,6 +643,7 @@ def _part_of(p: Tensor, whole: Tensor) -> Tensor:
     """What this rank holds of a tensor that is like the whole of `p`."""
     if DTensor is None or not isinstance(p, DTensor):
         return whole
+    assert compute_local_shape_and_global_offset is not None
     shape, offset = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
     return whole[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]
 
