@@ -319,9 +319,9 @@ def spreads(titles: Sequence[str]) -> Iterable[str]:
     """A remark on the methods that have a spread of their own, by their titles."""
     if titles:
         yield (
-            f"†: the spread over the seeds differs by far, {SPREADS:g} times or more, from that of "
-            f"the other methods for {text.listing(titles)}: it has no part in their intervals, "
-            f"and intervals of its own."
+            f"†: the spread of {text.listing(titles)} differs from that of the other methods by a "
+            f"factor of {SPREADS:g} or more: it has no part in their intervals, and its own are of "
+            f"its pairs alone."
         )
 
 
