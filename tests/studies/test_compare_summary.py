@@ -205,7 +205,9 @@ def test_a_method_of_another_spread_is_marked(tmp_path: Path):
     summary = summarise(found)
     assert [line.title for line in summary.apart] == ["Agnostic-SAM (previous)"]
     [said] = [each for each in remarks(found.comparison, summary) if each.startswith("†")]
-    assert said.startswith("†: the spread of Agnostic-SAM (previous) differs from that of the other")
+    assert said.startswith(
+        "†: the spread of Agnostic-SAM (previous) differs from that of the other"
+    )
     shown = section.of_summary(found.comparison, summary, [], {}, Progress(20, 0, 0))
     cells = [entry.cells[0].ours for entry in shown.table.groups[0].entries]
     assert [cell.endswith("†") for cell in cells] == [False, False, False, True]

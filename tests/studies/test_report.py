@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import browsing
@@ -24,7 +25,7 @@ from flatmin.studies.plan import recipe as recipes
 from flatmin.studies.plan import serialization
 from flatmin.studies.plan.grid import ScaledRecipe
 from flatmin.studies.plan.recipe import Recipe
-from flatmin.studies.report import export, html, paper, runs, section
+from flatmin.studies.report import export, html, paper, runs, section, terminal
 from flatmin.studies.report.runs import Record
 from flatmin.studies.report.section import Section
 from flatmin.studies.store.location import StudyLocation
@@ -180,6 +181,34 @@ def test_the_papers_order_is_looked_for(tmp_path: Path):
         "SAM wins 1 of 2 settings. In 1 the seeds do not tell the leader from others. "
         "Pairs of methods in the paper's order: 2 of 4; reversed: 1; not told apart: 1."
     )
+
+
+def test_a_mixed_verdict_counts_the_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """And stands on the terminal too: 40 % has rivals; 80 % has one run of SAM, or none that learned."""
+    plan = recipe(tmp_path).at("full")
+    some = rows(
+        plan,
+        lambda label, t: None if (label, t.noise) == ("SAM", "0.8") and t.seed else found(label, t),
+    )
+    few = str(paper.verdict(paper.blocks(plan, some)))
+    assert few.startswith(
+        "No winner in any of 2 settings. In 1 the seeds do not tell the leader from others; in 1 "
+        "there are too few runs to tell. Most often ahead is SAM, in 1."
+    )
+    every = {
+        key: row.model_copy(update={"trouble": "diverged: no"})
+        if (row.method, row.training["noise"]) == ("sam", "0.8")
+        else row
+        for key, row in rows(plan, found).items()
+    }
+    said = paper.verdict(paper.blocks(plan, every))
+    assert said.headline == "SGD wins 1 of 2 settings"
+    assert said.detail.startswith(
+        "In 1 the seeds do not tell the leader from others; in 1 runs are left out that did not"
+    )
+    store = SimpleNamespace(rows=every, failures={})
+    terminal.print_recipe(plan, store, Path("report.html"))  # pyright: ignore[reportArgumentType]
+    assert "SGD wins 1 of 2 settings. In 1" in capsys.readouterr().out
 
 
 def test_single_runs_tell_nothing(tmp_path: Path):
