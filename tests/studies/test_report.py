@@ -184,7 +184,7 @@ def test_the_papers_order_is_looked_for(tmp_path: Path):
 
 
 def test_a_mixed_verdict_counts_the_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """And stands on the terminal too: 40 % has rivals; 80 % has one run of SAM, or none that learned."""
+    """On the terminal too. With 80 % noise SAM has one run, or none that learned."""
     plan = recipe(tmp_path).at("full")
     some = rows(
         plan,
