@@ -97,14 +97,18 @@ class Run:
     @property
     def trouble(self) -> str | None:
         """Why this run should not be taken at face value; None if nothing is wrong."""
+        skipped = None
         if self.cost.skipped:
             steps = self.cost.steps + self.cost.skipped
-            return f"{self.cost.skipped} of {steps} steps skipped: loss or gradient not finite"
+            skipped = f"{self.cost.skipped} of {steps} steps skipped: loss or gradient not finite"
+        # what a report leaves out comes first: a few skipped steps do not hide that it is worse
+        if self.cost.skipped > self.cost.steps:
+            return skipped
         if not math.isfinite(self.epochs[-1].loss):
             return "diverged: the loss is not finite"
         if not self.training.holdout and self.accuracy < 1.2 * self.chance:
             return "learned nothing: accuracy at chance"
-        return None
+        return skipped
 
 
 Watch = Callable[[int, Epoch], None]

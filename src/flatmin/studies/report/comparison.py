@@ -105,5 +105,6 @@ def _as_data(line: Line) -> dict[str, Any]:
         "share_perturbed": line.mean("share"),
         "radius": line.mean("radius"),
         "seconds_per_epoch": line.mean("seconds_per_epoch"),
+        "ranked": line.ranked,
         "troubles": line.troubles,
     }

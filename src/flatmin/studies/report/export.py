@@ -15,6 +15,7 @@ from flatmin.studies.plan.comparison import Comparison
 from flatmin.studies.plan.tuning import TunedMethod
 from flatmin.studies.report.runs import Record
 from flatmin.studies.report.section import Section
+from flatmin.studies.report.summary import INTERVALS
 from flatmin.studies.report.tables import Column, Entry, TableCell
 from flatmin.studies.store.row import Row
 from flatmin.training import Training
@@ -55,8 +56,10 @@ def _table(section: Section) -> Iterable[str]:
         for entry in group.entries:
             yield _row([*group.labels, *_entry(entry)])
     yield ""
-    paper = " In brackets: the paper's own." if section.paper else ""
-    yield f"Bold: the highest mean, and what the seeds do not tell from it.{paper}"
+    paper = ["In brackets: the paper's own."] if section.paper else []
+    notes = ["Bold: the highest mean, and what the seeds do not tell from it."]
+    intervals = [INTERVALS] if any("interval" in column.unit for column in table.columns) else []
+    yield " ".join([*(notes if table.ranked else []), *intervals, *paper])
 
 
 def _entry(entry: Entry) -> Iterable[str]:

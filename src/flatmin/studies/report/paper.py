@@ -13,6 +13,7 @@ from rich.table import Table
 from flatmin.studies.plan.grid import ScaledRecipe
 from flatmin.studies.plan.schema import Position, Printed
 from flatmin.studies.report import summary, text
+from flatmin.studies.report.measures import heading
 from flatmin.studies.report.statistics import Difference
 from flatmin.studies.report.summary import Line, Summary, Verdict
 from flatmin.studies.store.row import Row
@@ -41,7 +42,7 @@ class PaperTable:
     def lead(self, line: Line, over: str) -> Difference | None:
         """How much better a method is than the one with the title `over`; None for itself."""
         other = self._titled(over)
-        return None if other is None or other is line else summary.lead(line, other)
+        return None if other is None or other is line else self.summary.lead(line, other)
 
     def lead_in_paper(self, line: Line, over: str) -> float | None:
         """The same between the means that the paper prints; None unless it prints both."""
@@ -107,6 +108,13 @@ def verdict(settings: Sequence[PaperTable]) -> Verdict:
     return Verdict(said.headline, f"{said.detail} {_ordered(order(settings))}".strip())
 
 
+def verdict_of(plan: ScaledRecipe, settings: Sequence[PaperTable]) -> Verdict | None:
+    """The verdict on a recipe; None where its measure ranks nothing."""
+    if not any(block.summary.lines for block in settings):
+        return summary.NOTHING
+    return verdict(settings) if heading(plan.recipe.measure).accuracy else None
+
+
 def table(plan: ScaledRecipe, rows: Mapping[str, Row]) -> Table:
     """For the terminal; an axis with one label has no column."""
     axes = [axis for axis, values in plan.grid.items() if len(values) > 1]
@@ -130,6 +138,7 @@ def table(plan: ScaledRecipe, rows: Mapping[str, Row]) -> Table:
                 text.printed(printed),
                 text.signed(ours.mean - printed.mean if printed else math.nan),
                 text.number(line.ratio),
+                style="bold" if measure == line.measure and block.summary.rank(line) else None,
             )
     return shown
 
@@ -139,37 +148,44 @@ def _leads(block: PaperTable) -> Iterable[Difference]:
     for a, b in itertools.combinations(block.summary.lines, 2):
         gap = block.lead_in_paper(a, b.title)
         if gap:
-            yield summary.lead(a, b) if gap > 0 else summary.lead(b, a)
+            lead = block.summary.lead(a, b)
+            yield lead if gap > 0 else -lead
 
 
 def _over(settings: Sequence[PaperTable]) -> Verdict:
     """Of several settings."""
     told = [block for block in settings if block.summary.lines]
-    ahead = Counter(block.summary.best.title for block in told).most_common()
     if all(len(block.summary.lines) == 1 for block in told):
         return _alone(told)
-    if not all(block.summary.repeated for block in told):
+    enough = [block.summary for block in told if block.summary.repeated]
+    ahead = Counter(block.summary.best.title for block in told).most_common()
+    if not enough:
         first, count = ahead[0]
         return Verdict(
             f"Too few runs to tell: {first} has the highest accuracy in {count} of {len(told)} "
             f"settings",
-            "One run of a method cannot tell a better method from a lucky seed.",
+            summary.FEW,
         )
-    clear = [block for block in told if not block.summary.rivals]
-    won = Counter(block.summary.best.title for block in clear).most_common()
+    won = Counter(each.winner.title for each in enough if each.winner).most_common()
+    untold = len(enough) - sum(count for _, count in won)
+    few = len(told) - len(enough)
+    where = "" if untold == len(told) else f"in {untold} "
+    details = [f"{where}the seeds do not tell the leader from others"] if untold else []
+    details += [f"in {few} there are too few runs to tell"] if few else []
+    left = [block for block in told if block.summary.left_out]
+    details += [f"in {len(left)} runs are left out that did not learn"] if left else []
+    rest = "; ".join(details)
+    rest = f"{rest[:1].upper()}{rest[1:]}." if rest else ""
     if not won:
-        return Verdict(
-            f"No winner in any of {len(told)} settings",
-            f"The seeds do not tell the leader from others; most often ahead is {ahead[0][0]}, in "
-            f"{ahead[0][1]}.",
-        )
-    rest = len(told) - len(clear)
+        leads = Counter(each.best.title for each in enough).most_common(1)[0]
+        often = f"Most often ahead is {leads[0]}, in {leads[1]}."
+        return Verdict(f"No winner in any of {len(told)} settings", f"{rest} {often}")
     return Verdict(
         ", ".join(
             [f"{won[0][0]} wins {won[0][1]} of {len(told)} settings"]
             + [f"{title} {count}" for title, count in won[1:]]
         ),
-        f"In {rest} the seeds do not tell the leader from others." if rest else "",
+        rest,
     )
 
 

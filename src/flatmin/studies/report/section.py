@@ -17,7 +17,6 @@ from flatmin.studies.plan.tuning import Progress
 from flatmin.studies.report import figures, status, summary, tables, text
 from flatmin.studies.report import paper as with_paper
 from flatmin.studies.report.figures import Figure
-from flatmin.studies.report.measures import heading
 from flatmin.studies.report.paper import PaperTable
 from flatmin.studies.report.runs import Record
 from flatmin.studies.report.summary import Summary, Verdict
@@ -132,7 +131,7 @@ def of_summary(
         about="",
         done=progress.done,
         total=progress.total,
-        verdict=summary.verdict(found) if found.lines else _NOTHING,
+        verdict=summary.verdict(found) if found.lines else summary.NOTHING,
         remarks=tuple(remarks),
         methods=titles,
         axes={},
@@ -192,7 +191,7 @@ def _of_recipe(plan: ScaledRecipe, record: Record) -> Section:
         about=recipe.about.strip(),
         done=record.progress.done,
         total=record.progress.total,
-        verdict=_judge(plan, blocks),
+        verdict=with_paper.verdict_of(plan, blocks),
         remarks=tuple(_remarks(plan, record, blocks, paper)),
         methods=methods,
         axes=axes,
@@ -204,13 +203,6 @@ def _of_recipe(plan: ScaledRecipe, record: Record) -> Section:
         command=shlex.join(["flatmin", "run", record.asked or recipe.name, "--scale", plan.scale]),
         settings=[*_settings(plan), *_provenance(record.rows)],
     )
-
-
-def _judge(plan: ScaledRecipe, blocks: Sequence[PaperTable]) -> Verdict | None:
-    """What the recipe's table means; None where it does not rank the methods."""
-    if not any(block.summary.lines for block in blocks):
-        return _NOTHING
-    return with_paper.verdict(blocks) if heading(plan.recipe.measure).accuracy else None
 
 
 def _source(folder: str) -> str:
@@ -243,6 +235,9 @@ def _remarks(
         ]
     )
     yield from _some([_missing(failure) for failure in record.failures])
+    yield from summary.spreads(
+        [f"{_where(plan, block)}{each.title}" for block in blocks for each in block.summary.apart]
+    )
     edges = [
         f"{_where(plan, block)}{line.title} ({line.rho:g})" for block, line in lines if line.edge
     ]
@@ -301,8 +296,6 @@ def _changes(changes: Changes) -> str:
 
 
 # Both -----------------------------------------------------------------------------------------
-
-_NOTHING = Verdict("No run has finished", "")
 
 
 def _fields(values: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from flatmin import methods
 from flatmin.studies.plan import measures
 from flatmin.studies.plan.comparison import Comparison, Outcome
 from flatmin.studies.plan.tuning import TunedMethod
 from flatmin.studies.report import text
-from flatmin.studies.report.statistics import Difference, Spread, at_cost, paired
+from flatmin.studies.report.measures import heading
+from flatmin.studies.report.statistics import (
+    SEEDS,
+    SPREADS,
+    Comparisons,
+    Difference,
+    Spread,
+    at_cost,
+    images_of,
+    paired,
+)
 from flatmin.studies.store.row import Row
 from flatmin.studies.store.store import Failed
 from flatmin.training import Training
@@ -21,10 +32,13 @@ from flatmin.training import Training
 class Line:
     """One method of the table; percentages are of the test images.
 
+    Its numbers are of the runs that say something about it: one that diverged, learned nothing or
+    skipped most of its steps is told and left out, unless there is no other.
+
     Fields:
         method, title: its name on the command line and in print.
         asked: number of runs that were asked for.
-        rows: the evaluation runs that have finished, by seed.
+        finished: the evaluation runs that have finished, by seed.
         rho: radius it was evaluated with; None where it has none.
         edge: the tuned radius is the smallest or largest tried: a better one may lie outside.
         tuned: what else tuning has chosen, by name.
@@ -38,7 +52,7 @@ class Line:
     method: str
     title: str
     asked: int
-    rows: Mapping[int, Row]
+    finished: Mapping[int, Row]
     rho: float | None
     edge: bool
     tuned: Mapping[str, float | str | int]
@@ -47,6 +61,22 @@ class Line:
     value: Spread
     difference: Difference | None
     at_equal_cost: Spread
+
+    @property
+    def rows(self) -> Mapping[int, Row]:
+        """The runs that its numbers are of, by seed."""
+        return _sound(self.finished) or self.finished
+
+    @property
+    def failing(self) -> list[str]:
+        """Of the finished runs that are left out: what is wrong with each."""
+        return [row.failing for row in self.finished.values() if row.failing]
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it takes part in verdicts: not where too few runs are left for that."""
+        left = len(self.finished) - len(self.failing)
+        return bool(self.by_seed) and left > 0 and (left >= SEEDS or not self.failing)
 
     @property
     def by_seed(self) -> dict[int, float]:
@@ -69,7 +99,11 @@ class Line:
     @property
     def troubles(self) -> list[str]:
         """What went wrong, run by run."""
-        return [f"seed {seed}: {row.trouble}" for seed, row in self.rows.items() if row.trouble]
+        return [
+            f"seed {seed}: {row.trouble or row.failing}{'; left out' if row.failing else ''}"
+            for seed, row in self.finished.items()
+            if row.trouble or row.failing
+        ]
 
 
 @dataclass(frozen=True)
@@ -81,37 +115,71 @@ class Summary:
         common_cost: the largest gradient cost, in passes over the training images, that every
             run has reached.
         missing: runs that failed.
+        comparisons: of the ranked methods, by their titles; what is told apart is decided there.
     """
 
     lines: tuple[Line, ...]
     first: str
     common_cost: float
     missing: tuple[str, ...]
+    comparisons: Comparisons
+
+    @property
+    def ranked(self) -> list[Line]:
+        """The methods that take part in verdicts, best first."""
+        ranked = [line for line in self.lines if line.ranked]
+        return sorted(ranked, key=lambda line: -line.value.mean)
+
+    @property
+    def left_out(self) -> list[Line]:
+        """The methods that have runs which are left out, or that are left out themselves."""
+        return [line for line in self.lines if line.failing]
 
     @property
     def repeated(self) -> bool:
-        """Whether every method has at least two runs, without which nothing can be told."""
-        return all(line.value.n > 1 for line in self.lines)
+        """Whether there are runs enough of every ranked method; without, nothing can be told."""
+        return bool(self.ranked) and all(line.value.n >= SEEDS for line in self.ranked)
 
     @property
     def best(self) -> Line:
-        return self._ranked[0]
+        """The leader; of methods that all fail to be ranked, the one with the highest mean."""
+        return next(iter(self.ranked), max(self.lines, key=lambda line: _finite(line.value.mean)))
 
     @property
     def rivals(self) -> list[Line]:
         """The methods that the seeds do not tell from the best one, best first."""
-        rest = [line for line in self._ranked if line is not self.best]
-        return [line for line in rest if not lead(self.best, line).distinct]
+        return [line for line in self.ranked[1:] if not self.lead(self.best, line).distinct]
 
     @property
     def beaten(self) -> list[Line]:
-        """The methods that are worse than the best one, as far as a 95 % interval can tell."""
-        rest = [line for line in self._ranked if line is not self.best]
-        return [line for line in rest if lead(self.best, line).distinct]
+        """The methods that are worse than the best one, as far as 95 % intervals can tell."""
+        return [line for line in self.ranked[1:] if self.lead(self.best, line).distinct]
 
     @property
-    def _ranked(self) -> list[Line]:
-        return sorted(self.lines, key=lambda line: -_finite(line.value.mean))
+    def winner(self) -> Line | None:
+        """The method that is told from all others; None where nothing is."""
+        alone = self.repeated and len(self.ranked) > 1 and not self.rivals
+        return self.best if alone else None
+
+    @property
+    def apart(self) -> list[Line]:
+        """The methods whose spread differs by far from that of the others."""
+        return [line for line in self.lines if line.title in self.comparisons.pool.apart]
+
+    def rank(self, line: Line) -> str:
+        """For the leader "best", "level" for what the seeds do not tell from it, or empty."""
+        if not (heading(line.measure).accuracy and self.repeated and line.ranked):
+            return ""
+        if line is self.best:
+            return "best"
+        return "level" if line in self.rivals else ""
+
+    def lead(self, line: Line, over: Line) -> Difference:
+        """How much better `line` is than another one, over their shared seeds, in points."""
+        if line.ranked and over.ranked:
+            return self.comparisons.lead(line.title, over.title)
+        alone = paired(line.by_seed, over.by_seed)
+        return replace(alone, low=math.nan, high=math.nan)  # no claim is made about these
 
 
 @dataclass(frozen=True)
@@ -125,9 +193,18 @@ class Verdict:
         return f"{self.headline}. {self.detail}"
 
 
-def lead(line: Line, over: Line) -> Difference:
-    """How much better `line` is than another one, over their shared seeds, in points."""
-    return paired(line.by_seed, over.by_seed)
+FEW = f"Fewer than {SEEDS} runs of a method cannot tell a better method from a lucky seed."
+"""Why nothing is said about a table."""
+
+
+INTERVALS = (
+    "Intervals: 95 %, adjusted for the number of methods, with a spread pooled over them "
+    "(docs/statistics.md)."
+)
+"""What stands below a table."""
+
+
+NOTHING = Verdict("No run has finished", "")
 
 
 def summarise(outcome: Outcome) -> Summary:
@@ -160,30 +237,49 @@ def of_tuned_methods(
     every = [row for by_seed in found.values() for row in by_seed.values()]
     common = min((row.curves.passes[-1] for row in every), default=math.nan)
     first = next(iter(tuned_methods))
-    lines = tuple(
-        _line(title, tuned_methods[title], by_seed, found.get(first), measure, common, rows)
+    lines = [
+        _line(title, tuned_methods[title], by_seed, measure, common, rows)
         for title, by_seed in found.items()
+    ]
+    ranked = {line.title: line.by_seed for line in lines if line.ranked}
+    comparisons = Comparisons(ranked, _images(every, measure))
+    summary = Summary(tuple(lines), first, common, missing, comparisons)
+    start = next((line for line in lines if line.title == first), None)
+    if start is None:
+        return summary
+    return replace(
+        summary,
+        lines=tuple(
+            line if line is start else replace(line, difference=summary.lead(line, start))
+            for line in lines
+        ),
     )
-    return Summary(lines, first, common, missing)
 
 
 def verdict(summary: Summary) -> Verdict:
     """Who generalises better, by how much, and how sure that is."""
+    said = _verdict(summary)
+    left = text.listing([_left_out(line) for line in summary.left_out]) if summary.left_out else ""
+    return replace(said, detail=f"{said.detail} Left out: {left}.") if left else said
+
+
+def _verdict(summary: Summary) -> Verdict:
     best, rivals, beaten = summary.best, summary.rivals, summary.beaten
     seeds = best.value.n
-    if len(summary.lines) == 1:
+    if not best.ranked:
+        return Verdict("Nothing to rank", "Too few runs have learned anything.")
+    if len(summary.ranked) == 1:
         return Verdict(
             f"{best.title} reaches {_mean(best)}", "There is no other method to compare it with."
         )
     if not summary.repeated:
         return Verdict(
-            f"Too few runs to tell: {best.title} has the highest accuracy, {_mean(best)}",
-            "One run of a method cannot tell a better method from a lucky seed.",
+            f"Too few runs to tell: {best.title} has the highest accuracy, {_mean(best)}", FEW
         )
     if not rivals:
         return Verdict(
             f"{best.title} wins: {_mean(best)} on average over {seeds} seeds",
-            f"It is {_ahead(best, _ends(beaten))}.",
+            f"It is {_ahead(summary, _ends(beaten))}.",
         )
     headline = (
         f"No winner: {seeds} seeds do not tell any method from {best.title}"
@@ -194,7 +290,7 @@ def verdict(summary: Summary) -> Verdict:
     return Verdict(
         headline,
         f"{best.title} has the highest mean accuracy, {_mean(best)}; it is "
-        f"{_ahead(best, [*rivals[:1], *_ends(beaten)])}.",
+        f"{_ahead(summary, [*rivals[:1], *_ends(beaten)])}.",
     )
 
 
@@ -202,6 +298,7 @@ def remarks(comparison: Comparison, summary: Summary) -> list[str]:
     """What a reader must know before believing the table; empty if there is nothing."""
     found = [f"{line.title}: {trouble}." for line in summary.lines for trouble in line.troubles]
     found += [f"Missing: {run}." for run in summary.missing]
+    found += spreads([line.title for line in summary.apart])
     edges = [f"{line.title} ({line.rho:g})" for line in summary.lines if line.edge]
     if edges:
         found.append(
@@ -210,12 +307,22 @@ def remarks(comparison: Comparison, summary: Summary) -> list[str]:
         )
     leaders = [summary.best, *summary.rivals]
     cheapest = min(leaders, key=lambda line: line.ratio)
-    if summary.repeated and cheapest.ratio < 0.95 * summary.best.ratio:
+    if summary.repeated and len(leaders) > 1 and cheapest.ratio < 0.95 * summary.best.ratio:
         found.append(
             f"The cheapest of the leaders is {cheapest.title}, with {cheapest.ratio:.2f} gradients "
             f"a step where {summary.best.title} takes {summary.best.ratio:.2f}."
         )
     return found
+
+
+def spreads(titles: Sequence[str]) -> Iterable[str]:
+    """A remark on the methods that have a spread of their own, by their titles."""
+    if titles:
+        yield (
+            f"†: the spread of {text.listing(titles)} differs from that of the other methods by a "
+            f"factor of {SPREADS:g} or more: it has no part in their intervals, and its own are of "
+            f"its pairs alone."
+        )
 
 
 def _finished(tuned: TunedMethod, rows: Mapping[str, Row]) -> dict[int, Row]:
@@ -231,32 +338,29 @@ def _by_seed(rows: Mapping[int, Row], measure: str) -> dict[int, float]:
 def _line(
     title: str,
     tuned: TunedMethod,
-    by_seed: Mapping[int, Row],
-    first: Mapping[int, Row] | None,
+    finished: Mapping[int, Row],
     measure: str,
     common: float,
     rows: Mapping[str, Row],
 ) -> Line:
     chosen = tuned.chosen(rows)
     judged = _judged(tuned, rows)
-    values = _by_seed(by_seed, measure)
-    difference = None
-    if first is not None and by_seed is not first:
-        difference = paired(values, _by_seed(first, measure))
+    shown = (_sound(finished) or finished).values()
+    values = _by_seed(_sound(finished) or finished, measure)
     return Line(
         method=chosen.method,
         title=title,
         asked=tuned.seeds,
-        rows=by_seed,
+        finished=finished,
         rho=chosen.rho if chosen.rho is not None else methods.find(chosen.method).rho or None,
         edge=len(judged) > 1 and chosen.rho in (min(judged), max(judged)),
         tuned=_tuned(tuned, chosen),
         judged=judged,
         measure=measure,
         value=Spread.of(list(values.values())),
-        difference=difference,
+        difference=None,
         at_equal_cost=Spread.of(
-            [at_cost(row.curves.passes, row.curves.accuracy, common) for row in by_seed.values()]
+            [at_cost(row.curves.passes, row.curves.accuracy, common) for row in shown]
         ),
     )
 
@@ -293,10 +397,32 @@ def _mean(line: Line) -> str:
     return f"{line.value.mean:.1f} %"
 
 
-def _ahead(best: Line, others: Sequence[Line]) -> str:
+def _ahead(summary: Summary, others: Sequence[Line]) -> str:
+    best = summary.best
     return text.listing(
-        [f"{text.points(lead(best, line))} ahead of {line.title}" for line in others]
+        [f"{text.points(summary.lead(best, line))} ahead of {line.title}" for line in others]
     )
+
+
+def _left_out(line: Line) -> str:
+    """`LookSAM (1 of 3 runs diverged)`."""
+    runs = len(line.finished)
+    kinds = Counter(line.failing).items()
+    return f"{line.title} ({', '.join(f'{n} of {runs} runs {kind}' for kind, n in kinds)})"
+
+
+def _sound(rows: Mapping[int, Row]) -> dict[int, Row]:
+    return {seed: row for seed, row in rows.items() if not row.failing}
+
+
+def _images(rows: Sequence[Row], measure: str) -> int | None:
+    """How many test images there are, so far as the accuracies tell."""
+    if not heading(measure).accuracy:
+        return None
+    if measure == "accuracy":
+        return images_of(accuracy for row in rows for accuracy in row.curves.accuracy)
+    values = (measures.value(row, measure) for row in rows)
+    return images_of(value for value in values if value is not None)
 
 
 def _ends(lines: Sequence[Line]) -> Sequence[Line]:

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from flatmin.studies.report import text
 from flatmin.studies.report.measures import heading
 from flatmin.studies.report.paper import PaperTable
-from flatmin.studies.report.summary import Line, Summary
+from flatmin.studies.report.summary import Line
 
 COSTS = ("ratio", "passes", "share", "radius", "train_accuracy", "seconds_per_epoch")
 """What stands in every table, if it is not what the table is about."""
+
+APART = "†"
+"""Behind the value of a method whose spread differs by far from that of the others."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,16 @@ class Table:
 
     columns: tuple[Column, ...]
     groups: tuple[Group, ...]
+
+    @property
+    def ranked(self) -> bool:
+        """Whether there is a leader in any setting."""
+        return any(entry.rank for group in self.groups for entry in group.entries)
+
+    @property
+    def apart(self) -> bool:
+        """Whether any method has a spread of its own."""
+        return any(entry.cells[0].ours.endswith(APART) for g in self.groups for entry in g.entries)
 
 
 @dataclass(frozen=True)
@@ -154,24 +167,18 @@ def _column(measure: str) -> Column:
 def _entry(layout: Layout, block: PaperTable, line: Line) -> Entry:
     return Entry(
         line.title,
-        _rank(block.summary, line),
+        block.summary.rank(line),
         tuple(_cells(layout, block, line)),
         tuple(line.troubles),
     )
 
 
-def _rank(summary: Summary, line: Line) -> str:
-    if not heading(line.measure).accuracy or not summary.repeated:
-        return ""
-    if line is summary.best:
-        return "best"
-    return "level" if line in summary.rivals else ""
-
-
 def _cells(layout: Layout, block: PaperTable, line: Line) -> Iterable[TableCell]:
     printed = block.paper(line)
     digits = heading(line.measure).digits
-    yield TableCell(text.spread(line.value, digits), text.printed(printed) if printed else "")
+    mark = APART if line in block.summary.apart else ""
+    value = text.spread(line.value, digits) + mark
+    yield TableCell(value, text.printed(printed) if printed else "")
     if layout.runs:
         done, asked = line.value.n, line.asked
         yield TableCell(f"{done}" if done == asked else f"{done} of {asked}")

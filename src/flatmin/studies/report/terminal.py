@@ -110,7 +110,7 @@ def print_comparison(outcome: Outcome, summary: Summary, page: Path) -> None:
     """Print the table, the verdict and where the report is."""
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     results: Columns = {
-        "accuracy %": _accuracy,
+        "accuracy %": lambda line: _accuracy(summary, line),
         f"difference (95 %)\nto {summary.first}": _difference,
         "at equal\ncost": lambda line: text.spread(line.at_equal_cost),
         "rho": _rho,
@@ -143,6 +143,8 @@ def print_recipe(plan: ScaledRecipe, store: Store, page: Path) -> None:
         console.print(f"at the scale {plan.scale!r}: {plan.says}", markup=False)
     console.print()
     console.print(tables.table(plan, store.rows))
+    if (said := tables.verdict_of(plan, tables.blocks(plan, store.rows))) is not None:
+        console.print(f"\n{said}", markup=False)
     for failure in store.failures.values():
         console.print(failed(failure), markup=False)
     console.print(f"\n{page}", markup=False, soft_wrap=True)
@@ -176,14 +178,15 @@ def _table(summary: Summary, columns: Columns) -> Table:
     for title in columns:
         table.add_column(title, justify="right", no_wrap=True)
     for line in summary.lines:
-        leads = line is summary.best or line in summary.rivals
+        leads = summary.rank(line)
         cells = [cell(line) for cell in columns.values()]
         table.add_row(line.title, *cells, style="bold" if leads else None)
     return table
 
 
-def _accuracy(line: Line) -> str:
-    return text.spread(line.value) + ("!" if line.troubles else "")
+def _accuracy(summary: Summary, line: Line) -> str:
+    marks = ("†" if line in summary.apart else "") + ("!" if line.troubles else "")
+    return text.spread(line.value) + marks
 
 
 def _difference(line: Line) -> str:

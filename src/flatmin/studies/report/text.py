@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from flatmin.studies.plan.schema import Printed
 from flatmin.studies.report.statistics import Difference, Spread
 
+_MOST_DIGITS = 6
+
 
 def number(value: float | None, digits: int = 2) -> str:
     """A number with a true minus sign; a dash where there is none."""
@@ -46,10 +48,23 @@ def printed(value: Printed | None) -> str:
 
 
 def interval(value: Difference) -> str:
-    """`3.1 [2.4, 3.8]`; the mean alone where there is no interval."""
+    """`3.1 [2.4, 3.8]`; the mean alone where there is no interval.
+
+    An end that is not zero does not read as zero: all three get more digits until its sign shows.
+    """
     if not math.isfinite(value.low):
         return number(value.mean, 1)
-    return f"{number(value.mean, 1)} [{number(value.low, 1)}, {number(value.high, 1)}]"
+    ends = value.low, value.high
+    digits = max(map(_digits, ends))
+    low, high = (number(end, digits) for end in ends)
+    return f"{number(value.mean, digits)} [{low}, {high}]"
+
+
+def _digits(end: float) -> int:
+    """The fewest behind the point, at least one, by which a number differs from zero."""
+    if abs(end) < 10**-_MOST_DIGITS:
+        return 1
+    return next((n for n in range(1, _MOST_DIGITS) if round(end, n)), _MOST_DIGITS)
 
 
 def points(value: Difference) -> str:

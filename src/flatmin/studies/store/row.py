@@ -83,6 +83,17 @@ class Row(BaseModel):
     def seed(self) -> int:
         return self.training["seed"]
 
+    @property
+    def failing(self) -> str | None:
+        """Why this run says nothing about its method's accuracy; None if it does."""
+        skipped, taken = (self.cost.get(name, 0) for name in ("skipped", "steps"))
+        if skipped > taken:
+            return "skipped most steps"
+        trouble = self.trouble or ""
+        if self.curves.loss[-1] is None or trouble.startswith("diverged"):
+            return "diverged"
+        return "learned nothing" if trouble.startswith("learned nothing") else None
+
 
 def row_of(run: Run, *, images: str | None = None, wall: float | None = None) -> Row:
     """A run as it is stored; `images` and `wall` as in `Row`."""
