@@ -261,8 +261,7 @@ class ProportionalRho(RhoScheduler):
         optimizer: of flatmin, whose radii move.
         rho_min: radius where the learning rate is `lr_min`, or below, at least 0; default 0.
         rho_max: radius where it is `lr_max`, or above, at least `rho_min`; default None: that of
-            each group when the schedule is built. The paper's code moves from 0.6 to 0.1, say, of
-            its own scale: start with SAM's best.
+            each group when the schedule is built. Start with SAM's best.
         lr_min: least learning rate, at least 0; default 0.
         lr_max: largest, above `lr_min`; default None: that of each group before any schedule
             (`initial_lr`), or as it is when this one is built.
