@@ -41,8 +41,7 @@ test: $(DEV) ## run the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 # What trainers and older releases of torch do differently; not what tests of training repeat.
-OLDEST_TESTS := tests/integrations tests/methods/test_reference.py tests/engine/test_passes.py \
-	tests/engine/test_compiled.py
+OLDEST_TESTS := tests/integrations tests/engine/test_compiled.py tests/engine/test_state_of_the_model.py
 
 test-oldest: $(OLDEST)/.installed ## run the tests of trainers with the oldest releases that we allow
 	$(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(OLDEST_TESTS) $(ARGS)

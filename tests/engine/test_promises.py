@@ -71,9 +71,8 @@ def test_a_saved_state_is_not_moved_by_later_steps(method, base, groups):
     assert [group["flatmin"] for group in saved["param_groups"]] == numbers
 
 
-@pytest.mark.parametrize("flatten", [False, True])
 @everywhere
-def test_resuming_through_a_distributed_checkpoint(method, base, groups, flatten, tmp_path):
+def test_resuming_through_a_distributed_checkpoint(method, base, groups, tmp_path):
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import (
         StateDictOptions,
@@ -81,6 +80,7 @@ def test_resuming_through_a_distributed_checkpoint(method, base, groups, flatten
         set_state_dict,
     )
 
+    flatten = groups == "two groups"  # both forms, each over every method
     options = StateDictOptions(flatten_optimizer_state_dict=flatten)
     alone: Any = {"no_dist": True} if "no_dist" in signature(dcp.save).parameters else {}
     whole = Trainer(method, base, groups).run(3)
@@ -290,7 +290,7 @@ def test_parameters_with_a_gradient_in_only_one_pass_come_back(method, base, gro
         assert_same_bits({n: p.detach() for n, p in trainer.model.named_parameters()}, before)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @everywhere
 def test_a_step_of_length_zero_never_moves_a_bit(method, base, groups, dtype):
     trainer = Trainer(method, base, groups, dtype=dtype, rho=0.5, lr=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import time
@@ -33,6 +34,9 @@ from flatmin.pairs import part_of
 
 BITE = 128 << 20
 """Bytes of a graph that is built at once on a CPU, where larger ones outgrow caches."""
+
+PIECE = 1 << 20
+"""Elements that are widened to double precision at once."""
 
 ROUGH = 1e-2
 """Differences that are off by more than this are warned about."""
@@ -116,8 +120,8 @@ class Curvature(LinearOperator):
         self._check_weights()
         started = time.monotonic()
         vs = self.parameters.like(v, self.objective.leaves)
-        total = torch.zeros(self.parameters.count, dtype=torch.float64, device=v.device)
-        pieces = self.parameters.unflatten(total)
+        total: Tensor | None = None
+        pieces: list[Tensor] = []
         with self._looking() as visit:
             for i, chunk in enumerate(self._planned(visit)):
                 keep = i in self._keepable
@@ -126,12 +130,17 @@ class Curvature(LinearOperator):
                     graph = self._built(chunk, visit)
                     if keep:
                         self._graphs[i] = graph
-                for piece, h in zip(pieces, self._multiplied(graph, vs, keep), strict=True):
+                parts = self._multiplied(graph, vs, keep)
+                if total is None:  # not before: the first product is where memory peaks
+                    total = torch.zeros(len(v), dtype=torch.float64, device=v.device)
+                    pieces = self.parameters.unflatten(total)
+                for piece, h in zip(pieces, parts, strict=True):
                     if h is not None:
-                        piece.add_(_whole(h), alpha=chunk.weight)
-                del graph
+                        _add(piece, _whole(h), chunk.weight)
+                del graph, parts
+        assert total is not None
         self.objective.summed(total)
-        if not bool(total.isfinite().all()):
+        if not math.isfinite(float(total.sum())):  # isfinite() would take two copies
             raise ValueError(self._not_finite(pieces))
         self.products += 1
         self.progress.say(f"product {self.products}: {time.monotonic() - started:.1f} s")
@@ -441,6 +450,14 @@ def bytes_in(memory: int | str) -> int:
     if isinstance(memory, bool) or found is None or found[2].lower() not in UNITS:
         raise ValueError(f'memory must be a number of bytes or a text like "4 GiB", got {memory!r}')
     return int(float(found[1]) * UNITS[found[2].lower()])
+
+
+def _add(total: Tensor, x: Tensor, weight: float) -> None:
+    """`total + weight x` in place, where `x` is of a narrower type: torch would widen all of it."""
+    total, x = total.view(-1), x.reshape(-1)
+    for begin in range(0, len(x), PIECE):
+        part = slice(begin, begin + PIECE)
+        total[part].add_(x[part], alpha=weight)
 
 
 def _norm(x: Tensor) -> float:

@@ -15,7 +15,7 @@ from scipy.sparse.linalg import (
 )
 from torch import Tensor
 
-from flatmin.analysis.curvature import Curvature, ProgressLine
+from flatmin.analysis.curvature import PIECE, Curvature, ProgressLine
 from flatmin.analysis.second import say_once
 from flatmin.engine import check
 
@@ -23,9 +23,6 @@ Array: TypeAlias = "NDArray[Any]"
 
 ASYMMETRY = 1e-5
 """More than this, |qᵀHq' - β| / β says that products are not those of one symmetric matrix."""
-
-PIECE = 1 << 20
-"""Elements that are widened to double precision at once."""
 
 
 class Products:
