@@ -308,3 +308,6 @@ def _is_samples(batch: Any) -> bool:
         return False
     items = cast("Sequence[Any]", batch)
     return not any(isinstance(x, (Tensor, Mapping, list, tuple)) for x in items)
+
+
+__all__ = ["PairedLoader", "paired", "split"]

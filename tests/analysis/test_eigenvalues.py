@@ -174,7 +174,7 @@ def test_a_loss_that_draws_random_numbers_is_noticed():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1))
     H = analysis.Hessian(model, noisy, torch.randn(20, 5), memory=0)
-    second._said.clear()
+    second._SAID.clear()
     with pytest.warns(UserWarning, match="not those of one symmetric matrix"):
         found = analysis.eigenvalues(H, k=1, tol=0.2)
     assert found.asymmetry > lanczos.ASYMMETRY
@@ -320,7 +320,7 @@ def test_bad_questions_are_one_line():
 
 def test_an_operator_that_is_not_symmetric_is_noticed():
     A = np.triu(np.random.default_rng(0).standard_normal((50, 50)))
-    second._said.clear()
+    second._SAID.clear()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         analysis.eigenvalues(A, k=1, most=20)

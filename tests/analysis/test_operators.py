@@ -190,7 +190,7 @@ def test_it_is_a_scipy_operator(which: Any):
 def test_attention_by_math_is_said_once_and_is_the_dense_hessian():
     case = CASES["attention"]
     model, batches = case.model(), case.batches()
-    second._said.clear()
+    second._SAID.clear()
     with pytest.warns(UserWarning, match="math kernel"):
         analysis.Hessian(model, loss, batches, "inner.*") @ torch.ones(42)
     with warnings.catch_warnings():

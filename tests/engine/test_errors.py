@@ -170,6 +170,9 @@ OUT_OF_RANGE: dict[tuple[Any, str], tuple[Any, ...]] = {
     (direction.Agnostic, "beta"): (*SHARES, 1.0),
     (direction.Agnostic, "ratio"): SIZES,
     (direction.Agnostic, "auxiliary"): ("next", True),
+    (direction.Momentum, "sign"): (0, 2, nan),
+    (direction.Random, "eta"): SIZES,
+    (direction.Random, "beta"): (*SHARES, 1.0),
     (geometry.Adaptive, "eta"): SIZES,
     (geometry.Fisher, "eta"): SIZES,
     (geometry.RandomSubset, "beta"): (*SHARES, 0.0, 1.01),
@@ -179,13 +182,28 @@ OUT_OF_RANGE: dict[tuple[Any, str], tuple[Any, ...]] = {
     (policy.LargeGradient, "lambda1"): (nan,),
     (policy.LargeGradient, "lambda2"): (nan,),
     (policy.LargeGradient, "delta"): (*SHARES, 1.0),
+    (policy.Late, "total_steps"): COUNTS,
+    (policy.Late, "start"): (*SHARES, 1.01),
+    (policy.Early, "total_steps"): COUNTS,
+    (policy.Early, "end"): (*SHARES, 1.01),
+    (descent.Mixed, "share"): SIZES,
     (descent.Reuse, "alpha"): SIZES,
     (descent.SurrogateGap, "alpha"): SIZES,
     (descent.Lookbehind, "k"): COUNTS,
     (descent.Lookbehind, "alpha"): (*SHARES, 0.0, 1.01),
     (selection.LossRise, "gamma"): (*SHARES, 0.0, 1.01),
 }
-REQUIRED = {policy.LargeGradient: {"total_steps": 10}}
+NEED_STEPS = (policy.LargeGradient, policy.Late, policy.Early)
+REQUIRED = {part: {"total_steps": 10} for part in NEED_STEPS}
+OF_ANY_VALUE = {
+    (direction.Momentum, "own"),
+    (direction.Random, "seed"),
+    (geometry.Only, "chosen"),
+    (geometry.RandomSubset, "seed"),
+    (policy.Bernoulli, "seed"),
+    (policy.Both, "first"),
+    (policy.Both, "second"),
+}
 
 
 def test_the_table_of_hyperparameters_is_whole():
@@ -197,8 +215,7 @@ def test_the_table_of_hyperparameters_is_whole():
     }
     assert {(part, field.name) for part in parts for field in fields(part)} == {
         *OUT_OF_RANGE,
-        (policy.Bernoulli, "seed"),
-        (geometry.RandomSubset, "seed"),
+        *OF_ANY_VALUE,
     }
 
 
