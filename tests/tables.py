@@ -41,6 +41,8 @@ BASES: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 if hasattr(torch.optim, "Muon"):  # of torch 2.9
     BASES["muon and adamw"] = muon_and_adamw
+ALONE = ("sgd", "adamw")
+"""Bases where it matters little which: a list of bases is tested with the promises."""
 GROUPS = ("one group", "two groups")
 BASES_IN_GROUPS = [*((base, GROUPS[0]) for base in BASES), ("sgd", GROUPS[1])]
 """Every base, and one of them over parameters in groups with radii of their own."""

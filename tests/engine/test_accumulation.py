@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tables import BASES, BEGIN_PERTURBED, LOOKING, METHODS, TOTAL, Trainer
+from tables import ALONE, BEGIN_PERTURBED, LOOKING, METHODS, TOTAL, Trainer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
@@ -17,7 +17,7 @@ import flatmin
 
 every_method = pytest.mark.parametrize("method", METHODS)
 every_looking_method = pytest.mark.parametrize("method", LOOKING)
-every_base = pytest.mark.parametrize("base", BASES)
+every_base = pytest.mark.parametrize("base", ALONE)
 
 MICRO = 6
 STEPS = 7

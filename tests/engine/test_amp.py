@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tables import BASES, LOOKING, METHODS, Trainer, assert_same_bits
+from tables import ALONE, LOOKING, METHODS, Trainer, assert_same_bits
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.functional import cross_entropy
@@ -20,7 +20,7 @@ from flatmin import amp
 
 every_method = pytest.mark.parametrize("method", METHODS)
 every_looking_method = pytest.mark.parametrize("method", LOOKING)
-every_base = pytest.mark.parametrize("base", BASES)
+every_base = pytest.mark.parametrize("base", ALONE)
 
 HUGE = 1e30
 """A factor of the loss that float16 gradients cannot hold; float32, the loss's type, can."""

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from tables import BASES, LOOKING, METHODS, Trainer, assert_same_bits
+from tables import ALONE, LOOKING, METHODS, Trainer, assert_same_bits
 from torch import Tensor, nn
 
 import flatmin
 from flatmin import descent, direction, geometry, methods, policy, selection
 
-every_base = pytest.mark.parametrize("base", BASES)
+every_base = pytest.mark.parametrize("base", ALONE)
 
 
 def sgd(**options: Any) -> torch.optim.SGD:

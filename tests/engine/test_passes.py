@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from tables import BASES, BEGIN_PERTURBED, LOOKING, METHODS, Trainer, assert_same_bits
+from tables import ALONE, BEGIN_PERTURBED, LOOKING, METHODS, Trainer, assert_same_bits
 from torch import Tensor
 
 import flatmin
@@ -15,7 +15,7 @@ from flatmin.engine.passes import Passes, Turn
 
 every_method = pytest.mark.parametrize("method", METHODS)
 every_looking_method = pytest.mark.parametrize("method", LOOKING)
-every_base = pytest.mark.parametrize("base", BASES)
+every_base = pytest.mark.parametrize("base", ALONE)
 
 every_method_of_one_loss = pytest.mark.parametrize(
     "method", [name for name in METHODS if not flatmin.methods.TABLE[name].per_sample]
