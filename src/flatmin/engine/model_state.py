@@ -59,7 +59,7 @@ class ModelState:
         self.samples = 0
         ours = {id(p) for p in params}
         self._held = _Held(model, ours, sum(p.numel() for p in params))
-        self._gradients = _ForeignGradients(model, ours, copy=shares_gradients)
+        self._gradients = _ForeignGradients(copy=shares_gradients)
         devices = {p.device for p in params}
         self._random = RandomNumbers(devices, generators) if replay else None
         self._starts: dict[str, list[Any]] = {}
@@ -71,7 +71,7 @@ class ModelState:
         self._starts.clear()
         self._passes = 0
         self._held.begin()
-        self._gradients.begin()
+        self._gradients.begin(self._held.others)
 
     @contextmanager
     def visit(self, batch: str) -> Generator[None]:
@@ -210,6 +210,8 @@ class _Held:
         self._slots: list[_Slot] = []
         self._large: list[_Slot] = []
         self._new = True
+        self.others: list[Tensor] = []
+        """The model's parameters that this optimizer does not move."""
 
     def begin(self) -> None:
         """Note how everything stands, and copy what may move."""
@@ -303,6 +305,7 @@ class _Held:
             return x is None or (id(x) not in self._ours and _whole(x) and not is_lazy(x))
 
         self._modules = list(self._model.modules())
+        self.others = [p for p in self._model.parameters() if id(p) not in self._ours]
         self._lazy = any(map(is_lazy, (*self._model.buffers(), *self._model.parameters())))
         frozen = [
             slot(m._parameters, name)
@@ -364,17 +367,15 @@ class _ForeignGradients:
     They belong to another optimizer, which is to find those of one backward pass: the first.
     """
 
-    def __init__(self, model: nn.Module, ours: set[int], *, copy: bool) -> None:
-        self._model = model
-        self._ours = ours
+    def __init__(self, *, copy: bool) -> None:
         self._copy = copy
         self._params: list[Tensor] = []
         self._before: list[Tensor | None] = []
         self._first: list[Tensor | None] | None = None
 
-    def begin(self) -> None:
-        params = self._model.parameters()
-        self._params = [p for p in params if p.requires_grad and id(p) not in self._ours]
+    def begin(self, others: Sequence[Tensor]) -> None:
+        """A step begins; of the `others`, those that are frozen have no gradients."""
+        self._params = [p for p in others if p.requires_grad]
         self._before = [p.grad for p in self._params]
         self._first = None
         self.clear()
