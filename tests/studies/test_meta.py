@@ -152,6 +152,27 @@ def test_methods_are_paired_over_the_same_tasks(tmp_path: Path):
     assert "MAML with Agnostic-SAM (low, ρ 0.05)" in text
 
 
+def test_a_difference_is_bold_where_tasks_and_seeds_both_tell_it():
+    def tested(method: str, seed: int, *accuracies: float) -> testing.Tested:
+        wanted = dataclasses.replace(SMALL, method=method, seed=seed, rho=0.05)
+        return testing.Tested(wanted, accuracies, accuracies, [])
+
+    first = [tested("sgd", seed, 50, 52, 49, 51) for seed in range(3)]
+    ahead = [tested("sam", seed, 60 + seed / 9, 62, 59, 61) for seed in range(3)]
+    seeds_differ = [
+        tested("asam", seed, *(x + 30 * seed for x in (48, 50, 47, 49))) for seed in range(3)
+    ]
+    tasks_differ = [tested("align-sam", seed, 90, 20, 80, 30 + seed / 9) for seed in range(3)]
+    lines = testing.tables([*first, *ahead, *seeds_differ, *tasks_differ])[0].lines
+    assert [line.told_apart for line in lines] == [False, True, False, False]
+    assert lines[2].gap.distinct
+    assert not lines[2].gap_of_trainings.distinct
+    assert lines[3].gap.distinct is False
+    two = testing.tables([*first[:2], *ahead[:2]])[0].lines
+    assert [line.told_apart for line in two] == [False, False]
+    assert page.cells(lines[1])[4].startswith("**+10.03 [")
+
+
 def test_lines_that_differ_in_a_setting_say_so():
     plain = testing.Tested(SMALL, (50.0, 60.0), (50.0, 60.0), [])
     longer = testing.Tested(dataclasses.replace(SMALL, steps=9), (60.0, 70.0), (60.0, 70.0), [])
@@ -206,11 +227,11 @@ def test_a_folder_holds_one_training(tmp_path: Path):
 META = [name for name in recipes.names() if "meta" in Recipe.find(name).needs]
 
 
-def test_there_are_four_recipes_of_few_shot_learning():
-    assert len(META) == 4
+def test_there_are_five_recipes_of_few_shot_learning():
+    assert len(META) == 5
 
 
-@pytest.mark.parametrize("name", META)
+@pytest.mark.parametrize("name", [name for name in META if not name.startswith("beyond")])
 def test_a_typo_under_meta_is_refused(name: str, tmp_path: Path):
     path = recipes.folder() / f"{name}.yaml"
     text = path.read_text()
@@ -285,6 +306,47 @@ def test_what_cannot_be_trained_is_one_line(
     said = capsys.readouterr().err
     assert line in said
     assert said.count("\n") == 1
+
+
+RECIPE = """
+name: beyond/own
+paper: beyond
+shows: own
+title: few-shot
+needs: [meta]
+fields:
+  data: omniglot
+  lr: 0.001
+  meta: {ways: 3, queries: 2, tasks: 2, steps: 2, filters: 2, rotations: none,
+    validate_every: 1, validation_tasks: 2, test_tasks: 3}
+methods:
+  MAML: {method: sgd}
+  Low: {method: sam}
+tune: {rho: [0.5, 0.01], seeds: 2}
+seeds: 2
+scales: {full: {}, small: {}, smoke: {}}
+"""
+
+
+def test_a_radius_is_chosen_on_the_validation_classes(
+    omniglot: Path, capsys: pytest.CaptureFixture[str]
+):
+    Path("own.yaml").write_text(RECIPE)
+    assert main(["run", "own.yaml", "--scale", "full", "--out", "out"]) == 0
+    trials = {rho: [f"low-rho-{rho}-trial-{k}" for k in (1, 2)] for rho in ("0.01", "0.5")}
+    done = sorted(path.name for path in Path("out").iterdir() if path.is_dir())
+    scores = {
+        rho: sum(max(row.accuracy for row in training.history(Path("out") / f)) for f in folders)
+        / 2
+        for rho, folders in trials.items()
+    }
+    best = "0.5" if scores["0.5"] > scores["0.01"] else "0.01"
+    evaluated = [f"low-rho-{best}-seed-{seed}" for seed in (0, 1)]
+    every = ["maml-seed-0", "maml-seed-1", *evaluated, *trials["0.01"], *trials["0.5"]]
+    assert done == sorted(every)
+    out = capsys.readouterr().out
+    assert f"**{best}: {scores[best]:.2f}**" in out
+    assert f"(low, ρ {best}) | 0, 1 |" in out
 
 
 def test_no_class_is_in_two_pools_and_ink_is_one(omniglot: Path):

@@ -69,12 +69,12 @@ def _tasks(wanted: RunArguments, plan: ScaledRecipe) -> int:
                 "folders: leave it out, or share one by torchrun and flatmin meta train"
             )
     folder = wanted.out or Path("runs") / f"{plan.recipe.name}-{plan.scale}"
-    found = recipes.run(plan, folder, tell=lambda cell: StepReport(f"{cell.at}, {cell.label}: "))
-    tables = testing.tables([tested for _, tested in found])
+    found = recipes.run(plan, folder, tell=lambda cell: StepReport(f"{cell.name}: "))
+    tables = testing.tables([tested for each in found for tested in each.tested])
     command = f"flatmin run {wanted.recipe} --scale {plan.scale}"
-    said = "\n".join(
-        filter(None, [plan.says, recipes.with_paper(found), page.markdown(tables, command)])
-    )
+    paper = recipes.with_paper(found) if plan.recipe.printed else ""
+    parts = [plan.says, paper, recipes.choices(found), page.markdown(tables, command)]
+    said = "\n\n".join(filter(None, parts))
     path = folder / "report.html"
     with files.told(path, AGAIN):
         files.write(path, page.page(tables, command))

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from markupsafe import Markup
 
 from flatmin.studies.meta.testing import TestedMethod, TestTable
 from flatmin.studies.report import html, text
+from flatmin.studies.report.statistics import SEEDS, Difference
+
+HEADINGS = (
+    "method",
+    "seeds",
+    "best on validation",
+    "last",
+    "− first, over tasks",
+    "− first, over seeds",
+    "seconds",
+    "diverged",
+)
 
 WIDTH, HEIGHT = 640, 200
 COLOURS = ("#3366cc", "#dc3912", "#109618", "#990099", "#ff9900", "#0099c6", "#dd4477", "#66aa00")
@@ -22,8 +35,8 @@ def markdown(tables: Sequence[TestTable], command: str) -> str:
             "",
             note(table),
             "",
-            "| method | seeds | best on validation | last | − first | seconds | diverged |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
+            "| " + " | ".join(HEADINGS) + " |",
+            "| " + " | ".join("---" for _ in HEADINGS) + " |",
             *("| " + " | ".join(cells(line)) + " |" for line in table.lines),
             "",
         ]
@@ -35,6 +48,7 @@ def page(tables: Sequence[TestTable], command: str) -> str:
     return html.page(
         "meta.html",
         [],
+        headings=HEADINGS,
         tables=[(table, note(table), [cells(line) for line in table.lines]) for table in tables],
         curves=[curve(table) for table in tables],
         command=command,
@@ -45,20 +59,27 @@ def note(table: TestTable) -> str:
     """What the numbers are."""
     return (
         f"Accuracy in percent over {table.tasks} test tasks, the same for all; ± is half of the "
-        f"95 % interval over tasks. Differences to the first are paired over the tasks; bold where "
-        f"the interval leaves out zero."
+        f"95 % interval over tasks. Differences to the first are of the models that were best on "
+        f"the validation classes: paired over the tasks, and over the seeds with an interval for "
+        f"all methods together. Bold where both leave out zero; below {SEEDS} seeds nothing is."
     )
 
 
 def cells(line: TestedMethod) -> list[str]:
     """A line as text, Markdown's bold included."""
-    gap = ""
-    if line.gap is not None:
-        gap = f"{text.signed(line.gap.mean, 2)} [{line.gap.low:+.2f}, {line.gap.high:+.2f}]"
-        gap = f"**{gap}**" if line.gap.distinct else gap
+    gaps = [_gap(each, bold=line.told_apart) for each in (line.gap, line.gap_of_trainings)]
     best, last = (f"{mean:.2f} ± {half:.2f}" for mean, half in (line.best, line.last))
     seeds = ", ".join(map(str, line.seeds))
-    return [line.title, seeds, best, last, gap, f"{line.seconds:.0f}", str(line.diverged)]
+    return [line.title, seeds, best, last, *gaps, f"{line.seconds:.0f}", str(line.diverged)]
+
+
+def _gap(gap: Difference | None, *, bold: bool) -> str:
+    if gap is None:
+        return ""
+    said = text.signed(gap.mean, 2)
+    if math.isfinite(gap.low):
+        said += f" [{gap.low:+.2f}, {gap.high:+.2f}]"
+    return f"**{said}**" if bold else said
 
 
 def curve(table: TestTable) -> Markup:

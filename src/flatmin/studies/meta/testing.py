@@ -11,7 +11,7 @@ from typing import Any
 from flatmin.studies.meta import training
 from flatmin.studies.meta.pools import Pools
 from flatmin.studies.plan.fewshot import FewShot
-from flatmin.studies.report.statistics import Difference, Spread, paired
+from flatmin.studies.report.statistics import Comparisons, Difference, Spread, paired
 from flatmin.studies.store import files
 from flatmin.training.errors import InputError
 from flatmin.training.processes import ProcessGroup
@@ -78,7 +78,9 @@ class TestedMethod:
         seeds: of its trainings.
         best, last: mean accuracy in percent, with half of its 95 % interval over the tasks.
         gap: best minus that of the first method, paired over the tasks that both were tested on;
-            None for the first.
+            None for the first. How far these trained models differ.
+        gap_of_trainings: the same, paired over the seeds, with an interval for all methods of the
+            table together. How far trainings differ.
         seconds: mean time of the meta-steps of a training.
         diverged: training tasks left out, over all seeds.
     """
@@ -88,8 +90,15 @@ class TestedMethod:
     best: tuple[float, float]
     last: tuple[float, float]
     gap: Difference | None
+    gap_of_trainings: Difference | None
     seconds: float
     diverged: int
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether both intervals leave out zero, on the same side."""
+        gaps = (self.gap, self.gap_of_trainings)
+        return all(gap is not None and gap.distinct for gap in gaps)
 
 
 @dataclass(frozen=True)
@@ -105,8 +114,8 @@ class TestTable:
 def tables(tested: Sequence[Tested]) -> list[TestTable]:
     """One table a problem; trainings that differ in the seed alone are one line.
 
-    The accuracy of a task is its mean over the seeds; the interval is over tasks, and so it says
-    how far these trained models differ, and with one seed not how far trainings would.
+    The accuracy of a task is its mean over the seeds. An interval over tasks says how far these
+    trained models differ, one over seeds how far trainings do.
     """
     if not tested:
         raise InputError("nothing is tested: give at least one folder of flatmin meta train")
@@ -136,6 +145,13 @@ def _titled(methods: Mapping[FewShot, list[Tested]]) -> dict[str, list[Tested]]:
 def _table(methods: Mapping[str, Sequence[Tested]]) -> TestTable:
     lines: list[TestedMethod] = []
     first: list[float] | None = None
+    trainings = Comparisons(
+        {
+            title: {each.settings.seed: Spread.of(each.best).mean for each in members}
+            for title, members in methods.items()
+        }
+    )
+    control = next(iter(methods))
     for title, members in methods.items():
         best, last = (
             _by_task([getattr(each, kind) for each in members]) for kind in ("best", "last")
@@ -150,6 +166,7 @@ def _table(methods: Mapping[str, Sequence[Tested]]) -> TestTable:
                 (Spread.of(best).mean, training.half_width(best)),
                 (Spread.of(last).mean, training.half_width(last)),
                 gap,
+                None if gap is None else trainings.lead(title, control),
                 Spread.of([rows[-1].seconds for rows in histories]).mean,
                 sum(rows[-1].diverged for rows in histories),
             )

@@ -106,7 +106,7 @@ class FewShot:
     test_tasks: int = 600
     """Tasks of the test, the same for every method and seed."""
     seed: int = 0
-    """Of the weights and of the tasks in training."""
+    """Of the weights and of the tasks in training; trainings that choose a radius take -1, -2, …"""
 
     def __post_init__(self) -> None:
         for name, value in DEFAULTS.get(self.data, {}).items():
@@ -130,12 +130,11 @@ class FewShot:
             value: Any = getattr(self, each.name)
             kind = str(each.type)
             if kind == "int":
-                least = 0 if each.name in ("test_steps", "seed") else 1
+                least = {"test_steps": 0, "seed": -math.inf}.get(each.name, 1)
                 whole = isinstance(value, int) and not isinstance(value, bool)
                 if not whole or value < least:
-                    raise InputError(
-                        f"{each.name} must be a whole number of at least {least}, got {value!r}"
-                    )
+                    said = f" of at least {least}" if math.isfinite(least) else ""
+                    raise InputError(f"{each.name} must be a whole number{said}, got {value!r}")
             elif kind == "bool" and not isinstance(value, bool):
                 raise InputError(f"{each.name} must be true or false, got {value!r}")
             elif kind.startswith("float"):
