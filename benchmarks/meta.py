@@ -21,7 +21,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from flatmin.meta import MetaLearner, Sharpness, Task, conv4
+from flatmin.meta import MetaLearner, Perturbation, Task, conv4
 
 Step = Callable[[], object]
 
@@ -144,7 +144,7 @@ def ours(
         0.4,
         steps,
         first,
-        lower=Sharpness.named(method, 0.05),
+        lower=Perturbation.named(method, 0.05),
         through_perturbation=through,
         batching=batching,  # pyright: ignore[reportArgumentType]
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,17 @@ ALONE = ("sgd", "adamw")
 GROUPS = ("one group", "two groups")
 BASES_IN_GROUPS = [*((base, GROUPS[0]) for base in BASES), ("sgd", GROUPS[1])]
 """Every base, and one of them over parameters in groups with radii of their own."""
+
+
+def each_over_one(methods: Sequence[str], bases: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Every method over one base, by turns: for what asks little of the base."""
+    chosen = [bases[at % len(bases)] for at in range(len(methods))]
+    return [
+        (method, *base) if isinstance(base, tuple) else (method, base)
+        for method, base in zip(methods, chosen, strict=True)
+    ]
+
+
 TOTAL = 12
 
 _digits = load_digits()

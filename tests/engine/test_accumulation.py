@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from tables import ALONE, BEGIN_PERTURBED, LOOKING, METHODS, TOTAL, Trainer
+from tables import ALONE, BEGIN_PERTURBED, LOOKING, METHODS, TOTAL, Trainer, each_over_one
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
 import flatmin
 
+every_method_over_a_base = pytest.mark.parametrize("method, base", each_over_one(METHODS, ALONE))
 every_method = pytest.mark.parametrize("method", METHODS)
 every_looking_method = pytest.mark.parametrize("method", LOOKING)
-every_base = pytest.mark.parametrize("base", ALONE)
 
 MICRO = 6
 STEPS = 7
@@ -93,8 +93,7 @@ def clipped(tensors: list[Tensor], longest: float) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("size", [6, 5, 1])
-@every_base
-@every_method
+@every_method_over_a_base
 def test_micro_batches_are_the_big_batch_in_double_precision(method, base, size):
     whole = Trainer(method, base, dtype=torch.float64).run(STEPS)
     parts = Accumulator(method, base, size, dtype=torch.float64).run(STEPS)
@@ -162,8 +161,7 @@ def test_one_bad_micro_batch_drops_the_whole_step(method):
 
 
 @pytest.mark.parametrize("share", [0.5, 0.01])
-@every_base
-@every_method
+@every_method_over_a_base
 def test_the_gradient_that_is_descended_is_clipped_as_torch_does(method, base, share):
     free = Trainer(method, base, dtype=torch.float64)
     raw = Recorded(free)

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from tables import ALONE, LOOKING, METHODS, Trainer, assert_same_bits
+from tables import ALONE, LOOKING, METHODS, Trainer, assert_same_bits, each_over_one
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.functional import cross_entropy
 
 from flatmin import amp
 
+every_method_over_a_base = pytest.mark.parametrize("method, base", each_over_one(METHODS, ALONE))
 every_method = pytest.mark.parametrize("method", METHODS)
 every_looking_method = pytest.mark.parametrize("method", LOOKING)
 every_base = pytest.mark.parametrize("base", ALONE)
@@ -107,8 +108,7 @@ def passes_of_second_step(method: str) -> int:
 
 
 @pytest.mark.usefixtures("smooth")
-@every_base
-@every_method
+@every_method_over_a_base
 def test_scaling_by_a_power_of_two_changes_no_bit(method, base):
     plain, scaled = tame(method, base), tame(method, base, scaler=scaler())
     for _ in range(6):
@@ -437,8 +437,7 @@ class Enclosed(Mixed):
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
-@every_base
-@every_method
+@every_method_over_a_base
 def test_autocast_around_the_step_is_autocast_around_its_passes(method, base, precision):
     """Autocast keeps the weights that it has cast, but perturbed ones must be cast anew."""
     inside = Enclosed(method, base, precision=precision)

@@ -11,13 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from tables import ALONE, LOOKING, METHODS, Trainer, assert_same_bits
+from tables import ALONE, LOOKING, METHODS, Trainer, assert_same_bits, each_over_one
 from torch import Tensor, nn
 
 import flatmin
 from flatmin import descent, direction, geometry, methods, policy, selection
 
 every_base = pytest.mark.parametrize("base", ALONE)
+
+
+def each_method_over_a_base(methods: list[str]):
+    return pytest.mark.parametrize("method, base", each_over_one(methods, ALONE))
 
 
 def sgd(**options: Any) -> torch.optim.SGD:
@@ -289,8 +293,7 @@ def test_a_closure_that_cannot_be_called_is_refused(name: str, value: Any, base:
     assert "step(lambda: loss_on(batch))" in message
 
 
-@every_base
-@pytest.mark.parametrize("method", METHODS)
+@each_method_over_a_base(METHODS)
 def test_a_primary_closure_that_is_missing_is_asked_for(method: str, base: str):
     trainer = Trainer(method, base).run(1)
     aux_closure = partial(trainer.closure, "auxiliary")
@@ -467,8 +470,7 @@ BUFFERS = {
 }
 
 
-@every_base
-@pytest.mark.parametrize("method", METHODS)
+@each_method_over_a_base(METHODS)
 @pytest.mark.parametrize("value", [None, 1.0, nan])
 def test_a_step_without_a_closure_is_refused(value: float | None, method: str, base: str):
     trainer = Trainer(method, base).run(1)

@@ -19,6 +19,7 @@ from tables import (
     TOTAL,
     Trainer,
     assert_same_bits,
+    each_over_one,
 )
 from torch import nn
 
@@ -28,6 +29,11 @@ from flatmin.engine.several import Several
 every_method = pytest.mark.parametrize("method", METHODS)
 every_looking_method = pytest.mark.parametrize("method", LOOKING)
 every_base_and_grouping = pytest.mark.parametrize("base, groups", BASES_IN_GROUPS)
+
+
+every_method_somewhere = pytest.mark.parametrize(
+    "method, base, groups", each_over_one(METHODS, BASES_IN_GROUPS)
+)
 
 
 def everywhere(test):
@@ -127,7 +133,7 @@ def test_a_scheduler_reaches_the_base_after_loading_and_groups_may_be_added(meth
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-@everywhere
+@every_method_somewhere
 def test_copies_of_the_optimizer_keep_the_base(method, base, groups, clone):
     trainer = Trainer(method, base, groups).run(3)
     other = Trainer(method, base, groups)
@@ -137,7 +143,7 @@ def test_copies_of_the_optimizer_keep_the_base(method, base, groups, clone):
     assert_same_bits(other.run(3).bits(), trainer.run(3).bits())
 
 
-@everywhere
+@every_method_somewhere
 def test_statistics_move_once_a_step_and_dropout_repeats(method, base, groups):
     trainer = Trainer(method, base, groups)
     masks: dict[str, list[torch.Tensor]] = {"primary": [], "auxiliary": []}
@@ -172,7 +178,7 @@ def test_without_replay_the_masks_differ(method):
     assert differ is (method not in BEGIN_PERTURBED)  # of one pass there is nothing to replay
 
 
-@everywhere
+@every_method_somewhere
 def test_random_numbers_go_on_as_if_the_base_alone_had_drawn(method, base, groups):
     trainer = Trainer(method, base, groups)
     if trainer.method.auxiliary:
@@ -184,7 +190,7 @@ def test_random_numbers_go_on_as_if_the_base_alone_had_drawn(method, base, group
     assert torch.equal(torch.rand(3), expected)
 
 
-@everywhere
+@every_method_somewhere
 def test_the_loss_at_the_unperturbed_weights_is_returned(method, base, groups):
     """Or at the perturbed ones, where the step begins there."""
     trainer = Trainer(method, base, groups).run(1)
@@ -209,7 +215,7 @@ def spoiled_calls(method: str) -> list[int]:
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
-@everywhere
+@every_method_somewhere
 def test_a_step_that_is_not_finite_leaves_no_trace(method, base, groups, bad):
     for spoiled in spoiled_calls(method):
         trainer = Trainer(method, base, groups)
@@ -329,7 +335,7 @@ def _with_tiny_radius(method: str, rho: float):
     return build
 
 
-@everywhere
+@every_method_somewhere
 def test_parameter_storage_is_never_swapped(method, base, groups):
     trainer = Trainer(method, base, groups)
     storage = {name: p.data_ptr() for name, p in trainer.model.named_parameters()}
@@ -342,7 +348,7 @@ def test_parameter_storage_is_never_swapped(method, base, groups):
     assert {name: p.data_ptr() for name, p in trainer.model.named_parameters()} == storage
 
 
-@everywhere
+@every_method_somewhere
 def test_gradients_taken_are_those_announced_and_counted(method, base, groups):
     trainer = Trainer(method, base, groups)
     calls, primary = 0, 0
@@ -413,7 +419,7 @@ def test_radius_zero_is_the_base_optimizer_bit_for_bit(method, base, groups):
     assert_same_bits(dict(trainer.model.state_dict()), dict(alone.model.state_dict()))
 
 
-@everywhere
+@every_method_somewhere
 def test_a_loss_of_exactly_zero_is_a_loss(method, base, groups):
     trainer = Trainer(method, base, groups)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
@@ -435,7 +441,7 @@ def test_a_loss_of_exactly_zero_is_a_loss(method, base, groups):
     assert moved
 
 
-@everywhere
+@every_method_somewhere
 def test_the_closure_contract_is_that_of_torch(method, base, groups):
     """A closure that clears gradients itself and leaves old ones about makes no difference."""
     plain, fussy = Trainer(method, base, groups), Trainer(method, base, groups)

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 import flatmin
 from flatmin import direction, geometry
-from flatmin.meta import MAML, MetaLearner, SharpMAML, Sharpness, Task
+from flatmin.meta import MAML, MetaLearner, Perturbation, SharpMAML, Task
 
 RATE, RHO = 0.05, 0.3
 
@@ -108,7 +108,7 @@ PAIRS = list(itertools.product(DIRECTIONS, GEOMETRIES))
 @pytest.mark.parametrize("along, metric", PAIRS)
 def test_every_direction_in_every_geometry_is_its_formula(along: str, metric: str):
     """1 and 5 steps, first and second order, through eps and not, in a loop and together."""
-    lower = Sharpness(RHO, DIRECTIONS[along], GEOMETRIES[metric])
+    lower = Perturbation(RHO, DIRECTIONS[along], GEOMETRIES[metric])
     for steps, first, through in itertools.product((1, 5), (True, False), (True, False)):
         if first and not through:
             continue  # the same: without a graph there is nothing to flow
@@ -136,7 +136,7 @@ def test_every_direction_in_every_geometry_is_its_formula(along: str, metric: st
 
 @pytest.mark.parametrize("along, metric", PAIRS)
 def test_the_same_of_a_small_convolutional_network(along: str, metric: str):
-    lower = Sharpness(RHO, DIRECTIONS[along], GEOMETRIES[metric])
+    lower = Perturbation(RHO, DIRECTIONS[along], GEOMETRIES[metric])
     for steps, batching in ((1, "loop"), (5, "vmap")):
         learner = SharpMAML(
             IMAGES.model, cross_entropy, RATE, steps, lower=lower, batching=batching
@@ -149,7 +149,7 @@ def test_the_same_of_a_small_convolutional_network(along: str, metric: str):
 @pytest.mark.parametrize("problem", (SINUSOIDS, IMAGES), ids=("sinusoids", "images"))
 def test_finite_differences_of_the_meta_loss_agree(problem: Problem, along: str):
     """Central differences, extrapolated twice, along a random direction; |w| would have a kink."""
-    lower = Sharpness(RHO, DIRECTIONS[along], geometry.Fisher())
+    lower = Perturbation(RHO, DIRECTIONS[along], geometry.Fisher())
     for steps in (1, 5):
         learner = SharpMAML(problem.model, problem.loss, RATE, steps, lower=lower, batching="vmap")
         gradient = problem.ours(learner)
@@ -188,14 +188,14 @@ def test_maml_is_its_formula(problem: Problem, first: bool):
 @pytest.mark.parametrize("batching", ("loop", "vmap"))
 def test_without_a_radius_it_is_maml_bit_for_bit(along: str, batching: str):
     plain = MAML(IMAGES.model, cross_entropy, RATE, 2, batching=batching)
-    lower = Sharpness(0.0, DIRECTIONS[along])
+    lower = Perturbation(0.0, DIRECTIONS[along])
     sharp = SharpMAML(IMAGES.model, cross_entropy, RATE, 2, lower=lower, batching=batching)
     assert torch.equal(IMAGES.ours(plain), IMAGES.ours(sharp))
 
 
 def test_without_a_radius_above_a_meta_step_is_maml_bit_for_bit():
     found = []
-    for upper in (None, Sharpness(0.0)):
+    for upper in (None, Perturbation(0.0)):
         model, tasks = images()
         learner = MetaLearner(model, cross_entropy, RATE, 1, upper=upper, batching="loop")
         optimizer = learner.optimizer(torch.optim.Adam(learner.parameters(), 1e-2))
@@ -214,8 +214,8 @@ def test_sharp_maml_is_its_three_forms(form: str, base: str):
         "adam": lambda params: torch.optim.Adam(params, 0.01),
     }[base]
     model, tasks = images()
-    below = Sharpness(RHO) if form != "up" else None
-    above = Sharpness(0.2) if form != "low" else None
+    below = Perturbation(RHO) if form != "up" else None
+    above = Perturbation(0.2) if form != "low" else None
     learner = SharpMAML(model, cross_entropy, RATE, 2, lower=below, upper=above, batching="vmap")
     optimizer = learner.optimizer(make(learner.parameters()))
 
@@ -246,7 +246,7 @@ def test_a_direction_of_a_user_runs_in_both_probes():
             at.keep("blend_last", at.grad)
             return at.climb(at.grad if last is None else at.grad + 0.5 * last)
 
-    lower = Sharpness(RHO, Blend())
+    lower = Perturbation(RHO, Blend())
     found = []
     for batching in ("loop", "vmap"):
         learner = SharpMAML(IMAGES.model, cross_entropy, RATE, 3, lower=lower, batching=batching)
@@ -279,7 +279,7 @@ def test_an_inner_step_is_the_step_of_the_optimizer(along: str, metric: str):
     """The two probes agree: three steps of SGD with the part, the support set as both batches."""
     model, tasks = images()
     x, y = tasks[0][:2]
-    lower = Sharpness(RHO, DIRECTIONS[along], GEOMETRIES[metric])
+    lower = Perturbation(RHO, DIRECTIONS[along], GEOMETRIES[metric])
     learner = MetaLearner(model, cross_entropy, RATE, 3, lower=lower)
     expected = flat(list(learner.adapted(x, y).parameters()))
     optimizer = flatmin.SharpnessAware(

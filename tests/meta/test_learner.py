@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 import flatmin
 from flatmin import direction, meta
-from flatmin.meta import ANIL, FOMAML, MAML, MetaLearner, MetaSGD, SharpMAML, Sharpness, Task
+from flatmin.meta import ANIL, FOMAML, MAML, MetaLearner, MetaSGD, Perturbation, SharpMAML, Task
 
 
 def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -39,7 +39,7 @@ def gradient(learner: MetaLearner, batch: list[Task]) -> Tensor:
 @pytest.mark.parametrize("method", ("sgd", "sam", "friendly-asam", "agnostic-sam", "fisher-sam"))
 @pytest.mark.parametrize("batching", ("vmap", 2, 3, 4, 100))
 def test_chunks_and_the_loop_give_the_same_numbers(method: str, batching: str | int):
-    lower = Sharpness.named(method, 0.1)
+    lower = Perturbation.named(method, 0.1)
     model = network(torch.float32)
     found = [
         gradient(SharpMAML(model, cross_entropy, 0.1, 3, lower=lower, batching=b), batch)
@@ -168,7 +168,7 @@ def test_an_inner_step_of_agnostic_sam_takes_three_gradients():
     found = {}
     for method in ("sgd", "sam", "friendly-sam", "agnostic-sam", "align-sam"):
         learner = MetaLearner(
-            network(), counted, 0.1, 4, lower=Sharpness.named(method, 0.1), batching="loop"
+            network(), counted, 0.1, 4, lower=Perturbation.named(method, 0.1), batching="loop"
         )
         gradient(learner, tasks(1))
         calls.clear()
@@ -182,7 +182,7 @@ def test_memory_restarts_with_each_task():
     batch = tasks()
     found = []
     for beta in (0.0, 0.9):
-        lower = Sharpness(0.1, direction.Agnostic(beta=beta))
+        lower = Perturbation(0.1, direction.Agnostic(beta=beta))
         learner = SharpMAML(network(), cross_entropy, 0.1, 1, lower=lower, batching="loop")
         gradient(learner, tasks(seed=3))
         found.append(gradient(learner, batch))
@@ -190,7 +190,7 @@ def test_memory_restarts_with_each_task():
 
 
 def test_the_test_adapts_as_training_does_or_plainly():
-    lower, batch = Sharpness.named("agnostic-sam", 0.5), tasks()
+    lower, batch = Perturbation.named("agnostic-sam", 0.5), tasks()
     sharp = SharpMAML(network(), cross_entropy, 0.5, 2, lower=lower)
     plain = MAML(network(), cross_entropy, 0.5, 2)
     assert torch.equal(sharp.evaluate(batch, plainly=True).losses, plain.evaluate(batch).losses)
@@ -213,7 +213,7 @@ def test_scores_count_the_classes_that_are_met():
 
 
 def test_evaluation_leaves_no_trace():
-    learner = SharpMAML(network(), cross_entropy, 0.5, 2, lower=Sharpness(0.1))
+    learner = SharpMAML(network(), cross_entropy, 0.5, 2, lower=Perturbation(0.1))
     before = copy.deepcopy(learner.model.state_dict())
     with torch.no_grad():
         learner.evaluate(tasks())
@@ -228,7 +228,7 @@ def test_every_direction_serves_above(upper: str):
     found = []
     for own in (True, False):
         learner = SharpMAML(
-            network(), cross_entropy, 0.1, 1, upper=Sharpness.named(upper, 0.1), batching="loop"
+            network(), cross_entropy, 0.1, 1, upper=Perturbation.named(upper, 0.1), batching="loop"
         )
         base = torch.optim.SGD(learner.parameters(), 0.1)
         if own:
@@ -246,15 +246,15 @@ def test_every_direction_serves_above(upper: str):
 def test_geometries_choose_by_the_names_of_the_model():
     only = flatmin.geometry.Only
     batch = tasks()
-    weights = Sharpness(0.1, geometry=only(lambda name, p: name.endswith("weight")))
+    weights = Perturbation(0.1, geometry=only(lambda name, p: name.endswith("weight")))
     below = SharpMAML(network(), cross_entropy, 0.1, 2, lower=weights, batching="vmap")
-    by_size = Sharpness(0.1, geometry=only(lambda name, p: p.ndim == 2))
+    by_size = Perturbation(0.1, geometry=only(lambda name, p: p.ndim == 2))
     same = SharpMAML(network(), cross_entropy, 0.1, 2, lower=by_size, batching="loop")
     assert torch.allclose(gradient(below, batch), gradient(same, batch), rtol=0, atol=1e-12)
     above = SharpMAML(network(), cross_entropy, 0.1, 1, upper=weights)
     optimizer = above.optimizer(torch.optim.SGD(above.parameters(), 0.1))
     assert above.step(optimizer, batch).isfinite()
-    nothing = Sharpness(0.1, geometry=only(lambda name, p: False))
+    nothing = Perturbation(0.1, geometry=only(lambda name, p: False))
     with pytest.raises(ValueError, match="chooses none of the parameters"):
         SharpMAML(network(), cross_entropy, 0.1, 1, lower=nothing)
 
@@ -280,8 +280,8 @@ def test_tasks_that_diverge_are_left_out_counted_and_said():
 
 def test_where_every_task_diverges_nothing_moves():
     bad = [Task(t.support_x * 1e308, *t[1:]) for t in tasks()]
-    for upper in (None, Sharpness(0.1)):
-        lower = Sharpness(1e200)
+    for upper in (None, Perturbation(0.1)):
+        lower = Perturbation(1e200)
         learner = MetaLearner(network(), cross_entropy, 0.1, 1, lower=lower, upper=upper)
         before = [p.clone() for p in learner.parameters()]
         optimizer = learner.optimizer(torch.optim.Adam(learner.parameters()))
@@ -386,12 +386,12 @@ def test_running_statistics_are_refused_and_explained():
             "move the model to one device and type",
         ),
         (lambda m: SharpMAML(m, mse_loss, 0.1, 1), ValueError, "give lower=, upper="),
-        (lambda m: Sharpness(-0.1), ValueError, "rho must be"),
-        (lambda m: Sharpness(0.1, "sam"), TypeError, "direction must be one of"),
-        (lambda m: Sharpness.named("sammy"), ValueError, "did you mean"),
-        (lambda m: Sharpness.named("ae-sam"), ValueError, "has a policy of its own"),
-        (lambda m: Sharpness.named("gsam"), ValueError, "has a descent of its own"),
-        (lambda m: Sharpness.named("esam"), ValueError, "has a selection of its own"),
+        (lambda m: Perturbation(-0.1), ValueError, "rho must be"),
+        (lambda m: Perturbation(0.1, "sam"), TypeError, "direction must be one of"),
+        (lambda m: Perturbation.named("sammy"), ValueError, "did you mean"),
+        (lambda m: Perturbation.named("ae-sam"), ValueError, "has a policy of its own"),
+        (lambda m: Perturbation.named("gsam"), ValueError, "has a descent of its own"),
+        (lambda m: Perturbation.named("esam"), ValueError, "has a selection of its own"),
         (lambda m: MAML(m, mse_loss, 0.1, 1).backward([]), ValueError, "has no task"),
         (lambda m: MAML(m, mse_loss, 0.1, 1).backward(tasks()[0]), TypeError, "wrap it"),
         (lambda m: MAML(m, mse_loss, 0.1, 1).backward([1]), TypeError, "list of flatmin.meta.Task"),
@@ -410,7 +410,7 @@ def test_a_direction_that_branches_on_its_numbers_is_told_how():
         def displacement(self, at):
             return at.climb(at.grad) if at.norm(at.grad) > 0 else at.climb(-1.0 * at.grad)
 
-    lower = Sharpness(0.1, Picky())
+    lower = Perturbation(0.1, Picky())
     found = gradient(SharpMAML(network(), cross_entropy, 0.1, 1, lower=lower), tasks())
     assert found.isfinite().all()  # "auto" takes the loop
     with pytest.raises(RuntimeError, match='use batching="loop"'):
@@ -422,7 +422,7 @@ def test_a_gradient_that_is_zero_has_a_perturbation_that_is_zero():
     batch = [Task(t.support_x * 0, t.support_y, t.query_x, t.query_y) for t in tasks()]
     model = nn.Linear(4, 3, bias=False).double()
     for method in ("sam", "asam", "agnostic-sam", "friendly-sam"):
-        lower = Sharpness.named(method, 0.1)
+        lower = Perturbation.named(method, 0.1)
         found = gradient(SharpMAML(model, cross_entropy, 0.1, 2, lower=lower), batch)
         assert torch.allclose(found, gradient(MAML(model, cross_entropy, 0.1, 2), batch))
 

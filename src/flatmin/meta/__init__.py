@@ -8,7 +8,7 @@ knows the classes of the literature and `network` its network. Nothing here need
 """
 
 from flatmin.meta.episodes import EpisodeSampler
-from flatmin.meta.learner import MetaLearner, Scores, Sharpness
+from flatmin.meta.learner import MetaLearner, Perturbation, Scores
 from flatmin.meta.methods import ANIL, FOMAML, MAML, MetaSGD, SharpMAML
 from flatmin.meta.network import conv4
 from flatmin.meta.probe import FunctionalProbe
@@ -24,7 +24,7 @@ __all__ = [
     "MetaSGD",
     "Scores",
     "SharpMAML",
-    "Sharpness",
+    "Perturbation",
     "Task",
     "conv4",
 ]

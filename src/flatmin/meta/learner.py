@@ -30,7 +30,7 @@ from flatmin.optimizer import SharpnessAware
 
 
 @dataclass(frozen=True)
-class Sharpness:
+class Perturbation:
     """Where a step of the inner or the outer loop looks before it moves.
 
     Fields:
@@ -40,8 +40,8 @@ class Sharpness:
         geometry: the metric of the climb; default Euclidean.
 
     Example:
-        >>> from flatmin.meta import Sharpness
-        >>> Sharpness.named("agnostic-sam", 0.05).direction
+        >>> from flatmin.meta import Perturbation
+        >>> Perturbation.named("agnostic-sam", 0.05).direction
         Agnostic(rho1=None, rho2=None, beta=0.9, ratio=2.0, auxiliary='batch')
     """
 
@@ -64,7 +64,7 @@ class Sharpness:
             )
 
     @classmethod
-    def named(cls, method: str, rho: float | None = None) -> Sharpness:
+    def named(cls, method: str, rho: float | None = None) -> Perturbation:
         """The direction and the geometry of a method of `flatmin.methods`, by its name.
 
         Args:
@@ -168,8 +168,8 @@ class MetaLearner(nn.Module):
         steps: int,
         first_order: bool = False,
         *,
-        lower: Sharpness | None = None,
-        upper: Sharpness | None = None,
+        lower: Perturbation | None = None,
+        upper: Perturbation | None = None,
         through_perturbation: bool = True,
         adapted: Sequence[str] | None = None,
         learned_rates: bool = False,
@@ -242,7 +242,7 @@ class MetaLearner(nn.Module):
 
     def _perturbed(
         self,
-        lower: Sharpness,
+        lower: Perturbation,
         w: Tensor,
         losses: Losses,
         memory: dict[str, Vector],
@@ -521,4 +521,4 @@ def _summed(grads: Sequence[Tensor], loss: Tensor, good: int) -> tuple[Tensor, i
     return flat[-2], int(flat[-1])  # host sync: how many tasks there are
 
 
-__all__ = ["MetaLearner", "Scores", "Sharpness"]
+__all__ = ["MetaLearner", "Scores", "Perturbation"]

@@ -9,7 +9,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from flatmin.meta.batching import Batching
-from flatmin.meta.learner import MetaLearner, Sharpness
+from flatmin.meta.learner import MetaLearner, Perturbation
 from flatmin.meta.weights import Loss
 
 
@@ -56,8 +56,8 @@ def SharpMAML(
     steps: int,
     first_order: bool = False,
     *,
-    lower: Sharpness | None = None,
-    upper: Sharpness | None = None,
+    lower: Perturbation | None = None,
+    upper: Perturbation | None = None,
     through_perturbation: bool = True,
     **options: Unpack[MetaOptions],
 ) -> MetaLearner:
@@ -66,8 +66,8 @@ def SharpMAML(
         lower:  theta_(k+1) = theta_k - a ∇L(theta_k + eps(theta_k); support)
         upper:  theta <- theta - b ∇M(theta + eps(∇M(theta))),   M the meta-loss
 
-    With `Sharpness.named("agnostic-sam", rho)` below, the support set is both batches, and an inner
-    step takes three gradients, as the Agnostic-SAM paper says; Align-SAM likewise.
+    With `Perturbation.named("agnostic-sam", rho)` below, the support set is both batches, and an
+    inner step takes three gradients, as the Agnostic-SAM paper says; Align-SAM likewise.
 
     Args:
         model: any module that normalises by batch statistics, if at all.
@@ -91,7 +91,7 @@ def SharpMAML(
     if lower is None and upper is None:
         raise ValueError(
             "Sharp-MAML looks in the inner loop, in the outer loop or in both: give lower=, upper="
-            " or both, as in lower=Sharpness(0.0005), or use MAML"
+            " or both, as in lower=Perturbation(0.0005), or use MAML"
         )
     return MetaLearner(
         model,

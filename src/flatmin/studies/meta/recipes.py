@@ -16,7 +16,7 @@ from flatmin.studies.plan.schema import Changes
 
 
 @dataclass(frozen=True)
-class Entry:
+class FewShotEntry:
     """A method at one place of a table.
 
     Fields:
@@ -37,7 +37,7 @@ class Entry:
 class Cell:
     """One training of a table; those whose seed is below 0 choose a radius."""
 
-    entry: Entry
+    entry: FewShotEntry
     settings: FewShot
 
     @property
@@ -68,12 +68,12 @@ class Finding:
         tested: its trainings, seed by seed.
     """
 
-    entry: Entry
+    entry: FewShotEntry
     judged: Mapping[float, float]
     tested: tuple[testing.Tested, ...]
 
 
-def entries(plan: ScaledRecipe) -> Iterator[Entry]:
+def entries(plan: ScaledRecipe) -> Iterator[FewShotEntry]:
     """Every method at every place of a recipe at a scale."""
     full = {
         tuple(each.position.items()): each.changes
@@ -87,7 +87,7 @@ def entries(plan: ScaledRecipe) -> Iterator[Entry]:
             printed = plan.printed(setting.position, label) if same else None
             usual = FewShot.of(changes, 0)
             mean = printed.mean if printed else None
-            yield Entry(label, at, usual, _radii(plan, usual), mean)
+            yield FewShotEntry(label, at, usual, _radii(plan, usual), mean)
 
 
 def _radii(plan: ScaledRecipe, usual: FewShot) -> tuple[float, ...]:
@@ -114,7 +114,7 @@ def run(
     """
     pools: dict[FewShot, Pools] = {}
 
-    def trained(entry: Entry, settings: FewShot) -> tuple[Cell, Pools]:
+    def trained(entry: FewShotEntry, settings: FewShot) -> tuple[Cell, Pools]:
         cell = Cell(entry, settings)
         if settings not in pools:
             pools.clear()  # of one at a time
@@ -123,7 +123,7 @@ def run(
         training.train(settings, pools[settings], folder / cell.folder, tell=told)
         return cell, pools[settings]
 
-    def judged(entry: Entry, rho: float) -> float:
+    def judged(entry: FewShotEntry, rho: float) -> float:
         assert plan.tune is not None
         found: list[float] = []
         for seed in range(-1, -plan.tune.seeds - 1, -1):
@@ -132,7 +132,7 @@ def run(
             found.append(max(row.accuracy for row in history))
         return sum(found) / len(found)
 
-    def found(entry: Entry) -> Finding:
+    def found(entry: FewShotEntry) -> Finding:
         scores = {rho: judged(entry, rho) for rho in entry.radii}
         tested: list[testing.Tested] = []
         for seed in range(plan.seeds):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
 
 from flatmin import methods
-from flatmin.meta import Sharpness
+from flatmin.meta import Perturbation
 from flatmin.studies.store import files
 from flatmin.training.errors import InputError, unknown
 
@@ -179,19 +179,19 @@ class FewShot:
         return cls(**{**given, **options}).checked()
 
     @property
-    def lower(self) -> Sharpness | None:
+    def lower(self) -> Perturbation | None:
         """Where inner steps look."""
         return self._sharp(self.rho) if self.level in ("low", "both") else None
 
     @property
-    def upper(self) -> Sharpness | None:
+    def upper(self) -> Perturbation | None:
         """Where meta-steps look."""
         rho = self.rho if self.upper_rho is None else self.upper_rho
         return self._sharp(rho) if self.level in ("up", "both") else None
 
-    def _sharp(self, rho: float | None) -> Sharpness | None:
+    def _sharp(self, rho: float | None) -> Perturbation | None:
         try:
-            return None if self.method == "sgd" else Sharpness.named(self.method, rho)
+            return None if self.method == "sgd" else Perturbation.named(self.method, rho)
         except ValueError as error:
             raise InputError(str(error)) from None
 
