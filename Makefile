@@ -26,7 +26,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-oldest lint format docs bench clean
+.PHONY: help setup demo test test-oldest lint format docs bench release clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ docs: $(DEV) ## build the documentation into site/
 
 bench: $(DEV) ## measure what a step costs beyond its gradients
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+release: $(DEV) ## build wheel and sdist, install them elsewhere, and try what was installed
+	$(BIN)/python .ci/release.py --keep dist $(ARGS)
 
 clean: ## remove the environment, caches and built files; runs/ stays
 	rm -rf $(VENV) $(OLDEST) .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist site
