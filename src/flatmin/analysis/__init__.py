@@ -17,7 +17,7 @@ Where to start reading: `objective` (the loss as a function of some parameters; 
 else), with `untouched` (the model in a chosen mode, nothing left changed), `batches` and
 `parameters`. Then `curvature` (products with the Hessian, by what `second` makes possible) and
 `gauss_newton`; `lanczos` (a basis from as many starts as it takes), on which `eigen` and `spectrum`
-stand; and `sharpness`. A new matrix is a `Curvature` with `_graph` and `_multiplied`; a new
+stand; `sharpness`; and `surfaces`, over the lines and planes of `planes`. A new matrix is a `Curvature` with `_graph` and `_multiplied`; a new
 measurement is a function of an `Objective`.
 """
 
@@ -26,8 +26,16 @@ from flatmin.analysis.eigen import Eigenvalues, eigenvalues
 from flatmin.analysis.gauss_newton import EmpiricalFisher, GaussNewton
 from flatmin.analysis.objective import Objective
 from flatmin.analysis.parameters import Parameters
+from flatmin.analysis.planes import (
+    Plane,
+    line_between,
+    plane_of,
+    plane_through,
+    random_directions,
+)
 from flatmin.analysis.sharpness import Sharpness, sharpness
 from flatmin.analysis.spectrum import Density, Estimate, Spectrum, density, spectrum, trace
+from flatmin.analysis.surfaces import Surface, accuracy, surface
 from flatmin.analysis.untouched import untouched
 
 __all__ = [
@@ -40,12 +48,20 @@ __all__ = [
     "Hessian",
     "Objective",
     "Parameters",
+    "Plane",
     "Sharpness",
     "Spectrum",
+    "Surface",
+    "accuracy",
     "density",
     "eigenvalues",
+    "line_between",
+    "plane_of",
+    "plane_through",
+    "random_directions",
     "sharpness",
     "spectrum",
+    "surface",
     "trace",
     "untouched",
 ]

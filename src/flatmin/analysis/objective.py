@@ -135,6 +135,10 @@ class Objective:
         self._check(loss, visit, finite)
         return loss
 
+    def raw(self, chunk: Chunk) -> Tensor:
+        """The same within `evaluating`, as it comes: unchecked, and from buffers as they are."""
+        return self._evaluated(chunk.batch)
+
     @contextmanager
     def moving(self) -> Generator[Callable[[Tensor | None], None]]:
         """Within, `move(v)` takes the weights to `w + v`, and `move(None)` home.
@@ -142,15 +146,38 @@ class Objective:
         Every place is computed from a copy of `w`, which comes back bit for bit at the end, also
         after an exception. It costs two copies of the weights.
         """
+        with self._away() as walk:
+
+            @torch.no_grad()
+            def move(v: Tensor | None) -> None:
+                walk.go(None if v is None else self.displacement(walk.space, v))
+
+            yield move
+
+    @contextmanager
+    def along(self, *directions: Tensor) -> Generator[Callable[..., None]]:
+        """Within, `go(a, b)` takes the weights to `w + a u + b v`, for flat directions `u`, `v`.
+
+        As `moving`, and one sweep over the weights a place.
+        """
+        with self._away() as walk:
+            ways = [self.displacement(walk.space, v) for v in directions]
+
+            @torch.no_grad()
+            def go(*coefficients: float) -> None:
+                to = Vector()
+                for way, c in zip(ways, coefficients, strict=True):
+                    to = to + way * c
+                walk.go(to if to.terms else None)
+
+            yield go
+
+    @contextmanager
+    def _away(self) -> Generator[Walk]:
         walk = Walk(Space([self.leaves]), [self.leaves])
-
-        @torch.no_grad()
-        def move(v: Tensor | None) -> None:
-            walk.go(None if v is None else self.displacement(walk.space, v))
-
         walk.begin()
         try:
-            yield move
+            yield walk
         finally:
             with torch.no_grad():
                 walk.back()

@@ -76,6 +76,7 @@ class Visit:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._own = [(m, dict(m._buffers)) for m in model.modules() if m._buffers]
+        self._seen = self._own
         self._streams = RandomNumbers({p.device for p in model.parameters()})
         self._random = self._streams.state()
 
@@ -90,11 +91,16 @@ class Visit:
                 copies[id(buffer)] = buffer.detach().clone()
             return copies[id(buffer)]
 
-        for module, own in self._own:
-            for name, buffer in own.items():
+        for module, seen in self._seen:
+            for name, buffer in seen.items():
                 module._buffers[name] = copied(buffer)
         if self.drew():
             self._streams.set(self._random)
+
+    def hold(self) -> None:
+        """Let `fresh` bring back the buffers as the model has them now, until it leaves."""
+        self._seen = [(m, dict(m._buffers)) for m, _ in self._own]
+        self.fresh()
 
     def drew(self) -> bool:
         """Has anything drawn random numbers since the door, or since `fresh`?"""
