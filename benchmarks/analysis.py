@@ -1,6 +1,6 @@
 """What curvature costs, in gradients, and how near it comes: `flatmin.analysis` beside its peers.
 
-    python benchmarks/analysis.py [--rows product,vit,eigenvalues,hard,trace,memory] [--rounds 5]
+    python benchmarks/analysis.py [--rows product,vit,eigenvalues,hard,trace,surface,memory] [--rounds 5]
         [--steps 300] [--threads 2] [--json FILE]
 
 The network is ResNet-20, trained for `--steps` steps of SGD on CIFAR-10 ($FLATMIN_DATA), in
@@ -247,6 +247,30 @@ def trace_row(model: nn.Module, batch: Batch, seeds: int = 5) -> dict[str, Any]:
     return found
 
 
+def surface_row(model: nn.Module, batch: Batch, rounds: int) -> dict[str, Any]:
+    """The speed of forward passes over that of a surface's points, on 512 images in batches of 128.
+
+    The points are 9 of a plane, weights moved and all; the passes are as many at rest, in
+    evaluation mode and without gradients.
+    """
+    pieces = list(zip(batch[0].split(128), batch[1].split(128), strict=True))
+    before = [p.detach().clone() for p in model.parameters()]
+    plane = analysis.random_directions(model)
+    axis = [-0.1, 0.0, 0.1]
+
+    @torch.no_grad()
+    def passes() -> None:
+        for piece in pieces * len(axis) ** 2:
+            float(loss(model, piece))
+
+    def points() -> None:
+        analysis.surface(model, loss, pieces, plane, at=axis)
+
+    found = ratios(passes, {"points": points}, rounds)
+    same = all(map(torch.equal, before, model.parameters()))
+    return {"of forward speed": round(1 / found["points"], 3), "weights bit-identical": same}
+
+
 def resident() -> int:
     """Bytes of memory that this process holds, those aside that the allocator has kept."""
     gc.collect()
@@ -325,7 +349,7 @@ class Peak:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", default="product,vit,eigenvalues,hard,trace,memory")
+    parser.add_argument("--rows", default="product,vit,eigenvalues,hard,trace,surface,memory")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--threads", type=int, default=2)
@@ -342,6 +366,7 @@ def main() -> None:
         "eigenvalues": lambda: eigenvalue_row(model, more),
         "hard": lambda: hard_row(some),
         "trace": lambda: trace_row(model, data),
+        "surface": lambda: surface_row(model, more, options.rounds),
         "memory": lambda: memory_row(model, more),
     }
     found: dict[str, Any] = {}

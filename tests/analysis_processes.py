@@ -49,7 +49,38 @@ def found(rank: int = 0, ranks: int = 1) -> dict[str, Any]:
         model.train()
         loss(model, batches[0]).backward()
         result["trains"] = all(p.grad is not None for p in model.parameters())
-    return result | sharded(rank, ranks)
+    return result | surfaces(rank, ranks) | sharded(rank, ranks)
+
+
+def surfaces(rank: int, ranks: int) -> dict[str, Any]:
+    """Points shared by processes that have the same data, and data shared by replicas."""
+    model: nn.Module = CASE.model()
+    batches = CASE.batches()
+    file = Path(sys.argv[1]) / "surface.npz" if ranks > 1 else None
+    options: dict[str, Any] = {"at": 3, "statistics": "reestimated", "metrics": "accuracy"}
+    shared = analysis.surface(model, loss, batches, file=file, **options)
+    result: dict[str, Any] = {
+        "shared": [shared.losses.tolist(), shared.metrics["accuracy"].tolist()]
+    }
+    if ranks > 1:
+
+        def again(model: nn.Module, batch: Batch) -> torch.Tensor:
+            result["evaluated again"] = result.get("evaluated again", 0) + 1
+            return loss(model, batch)
+
+        analysis.surface(model, again, batches, file=file, **options)
+        try:
+            analysis.surface(model, loss, batches[rank:], **options)
+        except ValueError as error:
+            result["other data"] = str(error)
+        try:
+            analysis.surface(model, loss, batches, file=file, **(options | {"at": 4}))
+        except ValueError as error:
+            result["other grid"] = str(error)
+        model = DistributedDataParallel(model)
+    mine = shares(batches, rank, ranks)
+    result["replicas"] = analysis.surface(model, loss, mine, **options).losses.tolist()
+    return result
 
 
 def sharded(rank: int, ranks: int) -> dict[str, Any]:

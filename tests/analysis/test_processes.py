@@ -34,7 +34,10 @@ def one() -> dict[str, Any]:
 EXACT = ("Hessian", "GaussNewton", "EmpiricalFisher", "samples", "eigenvalues", "value", "gradient")
 
 
-@pytest.mark.parametrize("name", [*EXACT, "sharded value", "sharded gradient"])
+MORE = ("replicas", "sharded value", "sharded gradient")
+
+
+@pytest.mark.parametrize("name", [*EXACT, *MORE])
 def test_two_processes_see_what_one_sees(name: str, one: Any, both: Any):
     expected = torch.tensor(one[name], dtype=torch.float64)
     for rank in both:
@@ -54,3 +57,12 @@ def test_fsdp2_is_refused_with_the_reason_and_has_differences(one: Any, both: An
 
 def test_a_replica_trains_on(both: Any):
     assert all(rank["trains"] for rank in both)
+
+
+def test_processes_share_the_points_of_a_surface(one: Any, both: Any):
+    for rank in both:
+        assert rank["shared"] == one["shared"]  # bit for bit
+        # of a whole grid one point is looked at: three calls tell sum from mean, four see batches
+        assert rank["evaluated again"] == 3 + 4
+        assert rank["other data"].startswith("the processes do not have the same data, and so")
+        assert "holds a grid with other coordinates" in rank["other grid"]

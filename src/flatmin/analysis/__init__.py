@@ -17,8 +17,9 @@ Where to start reading: `objective` (the loss as a function of some parameters; 
 else), with `untouched` (the model in a chosen mode, nothing left changed), `batches` and
 `parameters`. Then `curvature` (products with the Hessian, by what `second` makes possible) and
 `gauss_newton`; `lanczos` (a basis from as many starts as it takes), on which `eigen` and `spectrum`
-stand; `sharpness`; and `surfaces`, over the lines and planes of `planes`. A new matrix is a `Curvature` with `_graph` and `_multiplied`; a new
-measurement is a function of an `Objective`.
+stand; `sharpness`; and `surfaces`, over the lines and planes of `planes`, kept by `grids` and drawn
+by `pictures`. A new matrix is a `Curvature` with `_graph` and `_multiplied`; a new measurement is a
+function of an `Objective`.
 """
 
 from flatmin.analysis.curvature import Curvature, Hessian

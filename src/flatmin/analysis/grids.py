@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -135,14 +135,10 @@ class GridFile:
         handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                np.savez(
-                    file,
-                    identity=np.array(json.dumps(grid.identity)),
-                    known=grid.known,
-                    values=grid.values,
-                    names=np.array(grid.names),
-                    **{f"at{i}": axis for i, axis in enumerate(grid.axes)},
-                )
+                arrays: dict[str, Any] = {f"at{i}": axis for i, axis in enumerate(grid.axes)}
+                arrays["identity"] = np.array(json.dumps(grid.identity))
+                arrays["names"] = np.array(grid.names)
+                np.savez(file, known=grid.known, values=grid.values, **arrays)
             Path(name).chmod(0o644)  # mkstemp keeps the file from everyone else
             Path(name).replace(self.path)
         except BaseException:
@@ -170,7 +166,8 @@ def same_on_all(identity: Mapping[str, str], device: torch.device) -> None:
     low, high = numbers.clone(), numbers.clone()
     dist.all_reduce(low, op=dist.ReduceOp.MIN)
     dist.all_reduce(high, op=dist.ReduceOp.MAX)
-    differing = [name for name, x in zip(identity, (low != high).tolist(), strict=True) if x]
+    unlike = cast("list[bool]", (low != high).tolist())
+    differing = [name for name, x in zip(identity, unlike, strict=True) if x]
     if differing:
         raise ValueError(
             f"the processes do not have the same {', '.join(differing)}, and so cannot share the "

@@ -78,7 +78,7 @@ class Objective:
         if mode is not None:
             check.one_of("mode", mode, ("eval", "train"))
         self.group: Any = getattr(model, "process_group", None) if _is_ddp(model) else None
-        self.model = _inside(model)
+        self.model = inside(model)
         self.sharded = any(map(_is_fsdp, self.model.modules()))
         """Is it an FSDP2 model, whose gradients only `backward()` brings together?"""
         if self.sharded:
@@ -342,12 +342,12 @@ class _Scope(nn.Module):
         return self.loss(self.model, batch)
 
 
-def _inside(model: nn.Module) -> nn.Module:
+def inside(model: nn.Module) -> nn.Module:
     """The module that a wrapper holds which would get in the way of second derivatives."""
     if _is_ddp(model):
-        return _inside(cast(nn.Module, model.module))
+        return inside(cast(nn.Module, model.module))
     compiled = getattr(model, "_orig_mod", None)
-    return _inside(compiled) if isinstance(compiled, nn.Module) else model
+    return inside(compiled) if isinstance(compiled, nn.Module) else model
 
 
 def _is_ddp(model: nn.Module) -> bool:

@@ -96,7 +96,7 @@ def contour_traces(
             "type": "contour",
             "x": a.tolist(),
             "y": b.tolist(),
-            "z": gaps(np.log10(values.T) if log else values.T),
+            "z": gaps(logarithms(values.T) if log else values.T),
             "customdata": gaps(values.T),
             "colorscale": COLOURS,
             "colorbar": {"title": {"text": metric}, **(ticks(span) if log else {})},
@@ -136,7 +136,7 @@ def surface_traces(
             "x": a.tolist(),
             "y": b.tolist(),
             "z": gaps(values.T),
-            "surfacecolor": gaps(np.log10(values.T) if log else values.T),
+            "surfacecolor": gaps(logarithms(values.T) if log else values.T),
             "colorscale": COLOURS,
             "cmin": math.log10(span[0]) if log else span[0],
             "cmax": math.log10(span[1]) if log else span[1],
@@ -167,7 +167,13 @@ def ticks(span: tuple[float, float]) -> dict[str, Any]:
     return {"tickvals": [math.log10(x) for x in within], "ticktext": [f"{x:g}" for x in within]}
 
 
-def gaps(values: Array) -> list[Any]:
+def logarithms(values: Any) -> Array:
+    """To base 10; nan where there is none."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log10(values)
+
+
+def gaps(values: Any) -> list[Any]:
     """Nested lists, with None for what is not finite."""
     if values.ndim > 1:
         return [gaps(row) for row in values]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flatmin.analysis.lanczos import Array, ordered
+from flatmin.analysis.objective import inside
 from flatmin.analysis.parameters import Parameters, Subset
 from flatmin.engine import check
 
@@ -68,9 +69,7 @@ class Plane:
         """Names of the parameters that do not move in it."""
         pieces = zip(*map(weights.unflatten, self.vectors), strict=True)
         moved = (any(bool(x.any()) for x in each) for each in pieces)
-        return tuple(
-            name for name, does in zip(weights.names, moved, strict=True) if not does
-        )
+        return tuple(name for name, does in zip(weights.names, moved, strict=True) if not does)
 
 
 def random_directions(
@@ -93,8 +92,8 @@ def random_directions(
     Args:
         model: whose weights are at the centre, and give the scale.
         n: 1 for a line, 2 (default) for a plane.
-        seed: of the directions; default 0. One seed gives one pair of directions before scaling, for
-            every network of the same shapes.
+        seed: of the directions; default 0. Before scaling they are the same for every network
+            of the same shapes.
         normalize: "filter" (default); "layer": each tensor as a whole; None: as drawn.
         one_dimensional: whether tensors of one dimension move too, each as a whole; default False,
             as in the reference: biases, and the gains of normalisation layers.
@@ -118,7 +117,7 @@ def random_directions(
     check.seed(seed)
     if normalize is not None:
         check.one_of("normalize", normalize, ("filter", "layer"))
-    weights = Parameters(model, parameters)
+    weights = Parameters(inside(model), parameters)
     whole = [w.double() for w in weights.unflatten(weights.vector())]
     if not one_dimensional and all(w.ndim < 2 for w in whole):
         raise ValueError(
@@ -161,7 +160,8 @@ def line_between(
 
     Args:
         model: of which both are weights.
-        a, b: modules, or what `state_dict()` gives.
+        a: the weights at 0: a module, or what `state_dict()` gives.
+        b: those at 1.
         parameters: which move; default all that require gradients. The others, and all buffers, are
             those of the model that is looked at: running statistics are right at neither end, and
             `statistics="reestimated"` is what to take with batch normalization.
@@ -179,8 +179,8 @@ def line_between(
         >>> analysis.line_between(a, a, b).path.tolist()
         [[0.0], [1.0]]
     """
-    weights = Parameters(model, parameters)
-    start, end = _vectors(model, weights, [a, b])
+    weights = Parameters(inside(model), parameters)
+    start, end = _vectors(weights, [a, b])
     way = end - start
     if not way.any():
         raise ValueError("both checkpoints hold the same weights: there is no line between them")
@@ -203,8 +203,9 @@ def plane_through(
 
     Args:
         model: of which all are weights.
-        a, b, c: modules, or what `state_dict()` gives; `a` is the centre, and `b` lies on the first
-            axis.
+        a: the weights at the centre: a module, or what `state_dict()` gives.
+        b: those on the first axis.
+        c: the third.
         parameters: as for `line_between`.
 
     Raises:
@@ -220,27 +221,28 @@ def plane_through(
         >>> analysis.plane_through(nets[0], *nets).path.shape
         (3, 2)
     """
-    weights = Parameters(model, parameters)
-    start, second, third = (x.double() for x in _vectors(model, weights, [a, b, c]))
-    u, v = second - start, third - start
-    along = float(u.norm())
-    u = u / (along or 1.0)
-    across = float(u @ v)
-    v = v - across * u
+    weights = Parameters(inside(model), parameters)
+    start, second, third = _vectors(weights, [a, b, c])
+    first = second.double() - start.double()
+    across = third.double() - start.double()
+    along = float(first.norm())
+    u = first / (along or 1.0)
+    shadow = float(u @ across)
+    v = across - shadow * u
     v = v - (u @ v) * u  # once more: what rounding has left
     height = float(v.norm())
-    if height <= 1e-6 * max(along, abs(across)) or not along:
+    if height <= 1e-6 * max(along, abs(shadow)) or not along:
         raise ValueError(
             "the three checkpoints lie on one line, through which there are many planes: take "
             "line_between"
         )
-    path = np.array([[0.0, 0.0], [along, 0.0], [across, height]])
+    path = np.array([[0.0, 0.0], [along, 0.0], [shadow, height]])
     return Plane(
         (u.to(weights.dtype), (v / height).to(weights.dtype)),
         tuple(weights.names),
         "plane through three checkpoints",
         ("distance towards the second", "distance across"),
-        start.to(weights.dtype),
+        start,
         _around(path),
         path,
         (0.0, 0.0, 0.0),
@@ -278,34 +280,37 @@ def plane_of(
         >>> plane.path.shape, 0 < sum(plane.shares) <= 1
         ((4, 2), True)
     """
-    weights = Parameters(model, parameters)
+    weights = Parameters(inside(model), parameters)
     if len(checkpoints) < 3:
         raise ValueError(
-            f"a plane of checkpoints needs at least 3, got {len(checkpoints)}: between two there is "
-            "line_between"
+            f"a plane of checkpoints needs at least 3, got {len(checkpoints)}: between two "
+            "there is line_between"
         )
-    vectors = _vectors(model, weights, checkpoints)
+    vectors = _vectors(weights, checkpoints)
     pieces = [_centred(columns) for columns in zip(*map(weights.unflatten, vectors), strict=True)]
-    gram = sum((x @ x.T for x in pieces), torch.zeros(()))
-    G = cast(Array, gram.cpu().numpy())
-    values, U = np.linalg.eigh(G)
-    values, U = values[::-1][:2], U[:, ::-1][:, :2]
+    gram = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
+    for x in pieces:
+        gram += (x @ x.T).cpu()
+    G: Array = gram.numpy()
+    spectrum, basis = np.linalg.eigh(G)
+    values: Array = spectrum[::-1][:2]
+    mix: Array = basis[:, ::-1][:, :2] / np.sqrt(np.maximum(values, 1e-300))
     total = float(np.trace(G))
     if not total or values[1] <= FLAT * total:
         raise ValueError(
             "the checkpoints lie on one line, or are one: there is no plane of them; take "
             "line_between"
         )
-    lengths = np.sqrt(values)
-    at = G @ U / lengths
-    path: Array = at - at[-1]
+    path: Array = G @ mix
+    path = path - path[-1]
     signs = np.where(path[0] < 0, -1.0, 1.0)  # the way begins at the right, and above
-    path, U = path * signs, U * signs
-    mixed = torch.from_numpy(np.ascontiguousarray((U / lengths).T))
+    path = path * signs
+    turned: Array = (mix * signs).T
+    mixed = torch.from_numpy(np.ascontiguousarray(turned))
     directions = [
         torch.cat([mixed[k].to(x) @ x for x in pieces]).to(weights.dtype) for k in range(2)
     ]
-    diagonal = np.diag(G)
+    diagonal: Array = np.diag(G)
     squares: Array = diagonal + diagonal[-1] - 2 * G[:, -1] - (path**2).sum(1)
     shares = tuple(float(v) / total for v in values)
     return Plane(
@@ -375,11 +380,9 @@ def plane_along(found: Any, weights: Parameters) -> Plane:
 # Weights out of checkpoints.
 
 
-def _vectors(
-    model: nn.Module, weights: Parameters, checkpoints: Sequence[Checkpoint]
-) -> list[Tensor]:
+def _vectors(weights: Parameters, checkpoints: Sequence[Checkpoint]) -> list[Tensor]:
     """The chosen parameters of each checkpoint, flat."""
-    wanted = {name: p for name, p in zip(weights.names, weights.tensors, strict=True)}
+    wanted = dict(zip(weights.names, weights.tensors, strict=True))
     found: list[Tensor] = []
     for i, checkpoint in enumerate(checkpoints):
         state = state_of(checkpoint)
@@ -402,7 +405,9 @@ def state_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
     Raises TypeError where it is none.
     """
-    state: Any = checkpoint.state_dict() if isinstance(checkpoint, nn.Module) else checkpoint
+    state: Any = checkpoint
+    if isinstance(checkpoint, nn.Module):
+        state = inside(checkpoint).state_dict()
     if not isinstance(state, Mapping):
         raise TypeError(
             "a checkpoint is a module or what its state_dict() gives, got "
@@ -434,13 +439,14 @@ def mismatch(
         if name in found and found[name].shape != x.shape
     ]
     said = [
-        f"{what} {_some(names)}"
+        f"{what} {some(names)}"
         for what, names in (("it lacks", missing), ("it has besides", others), ("", shapes))
         if names
     ]
     return "; ".join(each.strip() for each in said)
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first names of several, for an error."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more

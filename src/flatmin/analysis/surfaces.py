@@ -3,7 +3,6 @@
 # pyright: reportPrivateUsage=false
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,9 +20,9 @@ from flatmin.analysis.batches import batches_of
 from flatmin.analysis.curvature import ProgressLine
 from flatmin.analysis.grids import Grid, GridFile, same_on_all
 from flatmin.analysis.lanczos import Array
-from flatmin.analysis.objective import Loss, Objective
+from flatmin.analysis.objective import Loss, Objective, inside
 from flatmin.analysis.parameters import Parameters, Subset
-from flatmin.analysis.planes import Plane, plane_along, random_directions
+from flatmin.analysis.planes import Plane, plane_along, random_directions, some
 from flatmin.analysis.untouched import Visit
 from flatmin.engine import check
 
@@ -244,7 +243,7 @@ def surface(
         losses,
         dict(zip(measures, others, strict=True)),
         axes,
-        grid.known.reshape(losses.shape).copy(),
+        np.array(grid.known).reshape(losses.shape),
         statistics,
         plane,
         objective.samples,
@@ -320,7 +319,7 @@ class _Look:
                 term = objective.term(chunk, visit, finite=False)
                 found = [float(term), *self._measured(seen, chunk.batch)]
                 total += torch.tensor(found, dtype=torch.float64) * chunk.weight
-        return objective.summed(total.to(objective.device)).tolist()
+        return cast("list[float]", objective.summed(total.to(objective.device)).tolist())
 
     def _measured(self, seen: list[Any], batch: Any) -> list[float]:
         if not self.measures:
@@ -433,18 +432,25 @@ def _measures(metrics: Any) -> dict[str, Metric]:
 
 def _plane(model: nn.Module, directions: Any, parameters: Subset, seed: int) -> Plane:
     if isinstance(directions, Plane):
+        own = dict(inside(model).named_parameters())
+        strangers = [name for name in directions.names if name not in own]
+        if strangers:
+            raise ValueError(
+                f"the directions move {some(strangers)}, which this model does not have: make them "
+                "of this model"
+            )
         return directions
     if directions is None:
         return random_directions(model, 2, seed, parameters=parameters)
-    return plane_along(directions, Parameters(model, parameters))
+    return plane_along(directions, Parameters(inside(model), parameters))
 
 
 def _require_fit(plane: Plane, weights: Parameters) -> None:
     if tuple(weights.names) != plane.names or len(plane.vectors[0]) != weights.count:
         raise ValueError(
             f"the directions are of {len(plane.vectors[0])} numbers in {len(plane.names)} "
-            f"parameters, and those of this model are {weights.count} in {len(weights.names)}: make "
-            "them of this model"
+            f"parameters, and those of this model are {weights.count} in {len(weights.names)}: "
+            "make them of this model"
         )
     for v in plane.vectors:
         if not bool(v.isfinite().all()):
@@ -500,9 +506,7 @@ def _identity(
     yield "metrics", ", ".join(look.measures)
 
 
-def _says(
-    objective: Objective, plane: Plane, statistics: Statistics | None, grid: Grid
-) -> str:
+def _says(objective: Objective, plane: Plane, statistics: Statistics | None, grid: Grid) -> str:
     said = [plane.kind]
     if plane.shares:
         said.append(f"{sum(plane.shares):.0%} of the variance within the plane")
