@@ -1,7 +1,7 @@
 """What curvature costs, in gradients, and how near it comes: `flatmin.analysis` beside its peers.
 
-    python benchmarks/analysis.py [--rows product,vit,eigenvalues,hard,trace,surface,memory] [--rounds 5]
-        [--steps 300] [--threads 2] [--json FILE]
+    python benchmarks/analysis.py [--rows product,vit,eigenvalues,hard,trace,surface,memory]
+        [--rounds 5] [--steps 300] [--threads 2] [--json FILE]
 
 The network is ResNet-20, trained for `--steps` steps of SGD on CIFAR-10 ($FLATMIN_DATA), in
 evaluation mode; the images are real. Costs are CPU time in units of one gradient (forward and

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from flatmin.analysis.lanczos import Array
+from flatmin.analysis.planes import Plane
 from flatmin.engine import check
-
-if TYPE_CHECKING:
-    from flatmin.analysis.surfaces import Surface
 
 WIDE = 30.0
 """Ratio of the largest loss to the smallest from which the scale is logarithmic."""
@@ -24,8 +22,23 @@ LINES = 24
 COLOURS = "Viridis"
 
 
+class Drawable(Protocol):
+    """What a picture needs of a surface."""
+
+    @property
+    def losses(self) -> Array: ...
+    @property
+    def metrics(self) -> dict[str, Array]: ...
+    @property
+    def at(self) -> tuple[Array, ...]: ...
+    @property
+    def plane(self) -> Plane: ...
+    @property
+    def says(self) -> str: ...
+
+
 def picture(
-    surface: Surface,
+    surface: Drawable,
     metric: str = "loss",
     kind: str = "contour",
     log: bool | None = None,
@@ -72,7 +85,7 @@ def span_of(tables: Sequence[Array]) -> tuple[float, float]:
     return (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
 
 
-def line_traces(surface: Surface, values: Array) -> list[dict[str, Any]]:
+def line_traces(surface: Drawable, values: Array) -> list[dict[str, Any]]:
     """A curve, with a dot at each point and a gap where there is none."""
     curve = {
         "type": "scatter",
@@ -87,7 +100,7 @@ def line_traces(surface: Surface, values: Array) -> list[dict[str, Any]]:
 
 
 def contour_traces(
-    surface: Surface, values: Array, metric: str, span: tuple[float, float], log: bool
+    surface: Drawable, values: Array, metric: str, span: tuple[float, float], log: bool
 ) -> list[dict[str, Any]]:
     """Contours, joined by straight lines, the path, and the centre."""
     a, b = surface.at
@@ -126,7 +139,7 @@ def contour_traces(
 
 
 def surface_traces(
-    surface: Surface, values: Array, metric: str, span: tuple[float, float], log: bool
+    surface: Drawable, values: Array, metric: str, span: tuple[float, float], log: bool
 ) -> list[dict[str, Any]]:
     """The same in three dimensions."""
     a, b = surface.at

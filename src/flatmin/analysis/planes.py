@@ -225,12 +225,12 @@ def plane_through(
     start, second, third = _vectors(weights, [a, b, c])
     first = second.double() - start.double()
     across = third.double() - start.double()
-    along = float(first.norm())
+    along = _length(first)
     u = first / (along or 1.0)
     shadow = float(u @ across)
     v = across - shadow * u
     v = v - (u @ v) * u  # once more: what rounding has left
-    height = float(v.norm())
+    height = _length(v)
     if height <= 1e-6 * max(along, abs(shadow)) or not along:
         raise ValueError(
             "the three checkpoints lie on one line, through which there are many planes: take "
@@ -305,10 +305,9 @@ def plane_of(
     path = path - path[-1]
     signs = np.where(path[0] < 0, -1.0, 1.0)  # the way begins at the right, and above
     path = path * signs
-    turned: Array = (mix * signs).T
-    mixed = torch.from_numpy(np.ascontiguousarray(turned))
+    mixed = torch.from_numpy(mix * signs)
     directions = [
-        torch.cat([mixed[k].to(x) @ x for x in pieces]).to(weights.dtype) for k in range(2)
+        torch.cat([mixed[:, k].to(x) @ x for x in pieces]).to(weights.dtype) for k in range(2)
     ]
     diagonal: Array = np.diag(G)
     squares: Array = diagonal + diagonal[-1] - 2 * G[:, -1] - (path**2).sum(1)
@@ -330,6 +329,10 @@ def _centred(columns: Sequence[Tensor]) -> Tensor:
     """Some numbers of each checkpoint, (checkpoints, numbers), without their mean."""
     X = torch.stack([x.reshape(-1) for x in columns]).double()
     return X - X.mean(0)
+
+
+def _length(x: Tensor) -> float:
+    return float(x.square().sum().sqrt())
 
 
 def _around(path: Array) -> tuple[Span, ...]:

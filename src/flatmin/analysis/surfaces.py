@@ -16,12 +16,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from flatmin.analysis.batches import batches_of
+from flatmin.analysis.batches import batches_of, tensors_of
 from flatmin.analysis.curvature import ProgressLine
-from flatmin.analysis.grids import Grid, GridFile, same_on_all
+from flatmin.analysis.grids import Grid, GridFile, digest, same_on_all
 from flatmin.analysis.lanczos import Array
 from flatmin.analysis.objective import Loss, Objective, inside
 from flatmin.analysis.parameters import Parameters, Subset
+from flatmin.analysis.pictures import picture
 from flatmin.analysis.planes import Plane, plane_along, random_directions, some
 from flatmin.analysis.untouched import Visit
 from flatmin.engine import check
@@ -109,8 +110,6 @@ class Surface:
             ValueError: there is no such metric or kind.
         """
         from plotly.graph_objects import Figure
-
-        from flatmin.analysis.pictures import picture
 
         return Figure(picture(self, metric, kind, log))
 
@@ -494,9 +493,6 @@ def _identity(
     objective: Objective, plane: Plane, axes: Sequence[Array], look: _Look
 ) -> Generator[tuple[str, str]]:
     """What makes a grid this one, by name."""
-    from flatmin.analysis.batches import tensors_of
-    from flatmin.analysis.grids import digest
-
     yield "coordinates", digest([torch.from_numpy(axis) for axis in axes])
     directions = [*plane.vectors, *([] if plane.centre is None else [plane.centre])]
     yield "directions", digest(directions)
