@@ -1,4 +1,4 @@
-"""The command line: compare, run, worker, status, report, recipes, methods, meta.
+"""The command line: compare, run, worker, status, report, inspect, recipes, methods, meta.
 
 A user's mistake ends with one line and status 2, an interrupt with one line and status 130.
 Everything beyond the standard library is imported where it is used, so that a missing extra is a
@@ -52,9 +52,10 @@ def _mute() -> None:
 def _obey(arguments: Sequence[str] | None) -> int:
     import tyro
 
-    from flatmin.cli import compare, listings, meta, report, run, status
+    from flatmin.cli import compare, inspect, listings, meta, report, run, status
     from flatmin.cli.arguments import (
         CompareArguments,
+        InspectArguments,
         MetaArguments,
         MethodsArguments,
         RecipesArguments,
@@ -71,6 +72,7 @@ def _obey(arguments: Sequence[str] | None) -> int:
         WorkerArguments: run.worker,
         StatusArguments: status.status,
         ReportArguments: report.report,
+        InspectArguments: inspect.inspect,
         RecipesArguments: listings.recipes,
         MethodsArguments: listings.methods,
         MetaArguments: meta.meta,

@@ -182,6 +182,55 @@ class ReportArguments:
 
 
 @dataclass(frozen=True)
+class InspectArguments:
+    """Look at trained models: Hessian eigenvalues, sharpness, loss surfaces, on one HTML page.
+
+    Interrupted, it writes what it knows; the same command goes on with the surface.
+    """
+
+    models: Annotated[
+        Positional[tuple[str, ...]], arg(metavar="RUN|CHECKPOINT [NAME=CHECKPOINT …]")
+    ]
+    """Folders of runs that have checkpoints, checkpoints, or files of weights (.pt, .safetensors);
+    NAME= says what the page calls it."""
+    model: Annotated[
+        str | None, arg(metavar="NAME|module:function", help_behavior_hint="(default: the run's)")
+    ] = None
+    """Network that a file of weights is of, as for compare."""
+    data: Annotated[
+        str | None, arg(metavar="NAME|module:function", help_behavior_hint="(default: the run's)")
+    ] = None
+    """Training images to look at, as for compare; or a function that gives batches."""
+    limit: Annotated[int | None, _N, arg(help_behavior_hint="(default: all, or the run's)")] = None
+    """Of the training images, how many a file's weights learned from: --limit of compare."""
+    images: Annotated[int, _N] = 256
+    """How many of those to look at, with equal shares of every class; time grows with it."""
+    mode: Literal["eval", "train"] = "eval"
+    """Of the models, for curvature and sharpness."""
+    statistics: Literal["fixed", "batch", "reestimated"] = "fixed"
+    """Of batch normalization, at each point of a surface."""
+    along: Literal["random", "eigenvectors", "between"] = "random"
+    """Directions of the surfaces: random, in the scale of the filters; the eigenvectors of the two
+    largest eigenvalues; or between the models: a line for two, a plane for three, principal
+    components for more."""
+    rho: Annotated[str, arg(metavar="X[,Y,…]")] = "0.05,0.1,0.2,0.5"
+    """Radii of sharpness."""
+    points: Annotated[int, _N] = 21
+    """Of a surface, along each direction; an odd number has the weights themselves among them."""
+    products: Annotated[int, _N] = 40
+    """Products with the Hessian for each spectrum."""
+    out: Annotated[
+        Path | None,
+        arg(metavar="FILE", help_behavior_hint="(default: inspection.html in the folder given)"),
+    ] = None
+    """Page to write."""
+    png: Annotated[bool, _SWITCH] = False
+    """The page as a picture too, beside it; takes Chrome or Chromium."""
+    pdf: Annotated[bool, _SWITCH] = False
+    """And as PDF."""
+
+
+@dataclass(frozen=True)
 class RecipesArguments:
     """List the recipes, and what each costs at each scale."""
 

@@ -15,7 +15,7 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -144,17 +144,26 @@ def unpacked(file: bytes, key: str) -> dict[str, Any]:
 
     Raises Damaged where a bit is not as it was written, and InputError for another run's.
     """
+    found, state = opened(file)
+    if found != key:
+        raise InputError(
+            "belongs to another run (other settings or other images): give another folder"
+        )
+    return state()
+
+
+def opened(file: bytes) -> tuple[str, Callable[[], dict[str, Any]]]:
+    """The key of the run that a checkpoint is of, and its state.
+
+    Raises Damaged where a bit is not as it was written.
+    """
     head, _, content = file.partition(b"\n")
     words = head.decode(errors="replace").split(" ")
     if len(words) != 3 or words[0] != FORMAT:
         raise Damaged("it does not start as one")
     if _checksum(words[1], content) != words[2]:
         raise Damaged("its checksum does not fit")
-    if words[1] != key:
-        raise InputError(
-            "belongs to another run (other settings or other images): give another folder"
-        )
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return words[1], lambda: torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def _checksum(key: str, content: bytes) -> str:

@@ -99,6 +99,11 @@ class ImageSet:
         return len(self._labels)
 
     @property
+    def labels(self) -> Tensor:
+        """As given, int64 (n,)."""
+        return self._labels
+
+    @property
     def chunk(self) -> int:
         """How many images are evaluated at once: fewer where they are large.
 
@@ -233,6 +238,15 @@ class RunData:
         """Batches from a stream of their own over the same training images."""
         size = max(1, round(self._training.fraction * self._training.batch))
         return self._stream(min(size, len(self._images)), "auxiliary ")
+
+    def sample(self, count: int) -> Batch:
+        """At most `count` of the images that it learns from, as they are, with the labels as given.
+
+        A fixed choice, with every class in its share.
+        """
+        labels = self._images.labels.cpu()
+        chosen = stratified(labels, min(count, len(labels)), generator(0, "sample"))
+        return self._images.plain(chosen)
 
     def set(
         self,

@@ -36,7 +36,7 @@ def load(model: nn.Module, source: str, name: str, hub: str | None) -> None:
     Raises InputError where they cannot be had, or do not fit.
     """
     path = _fetched(name, hub) if source == "hub" else Path(source)
-    weights = _read(path)
+    weights = read(path)
     own = model.state_dict()
     anew = (f"{_last(model)}.", *getattr(model, "fresh", ()))
     taken: dict[str, Tensor] = {}
@@ -72,7 +72,8 @@ def _fetched(name: str, hub: str | None) -> Path:
         raise InputError(f"no weights for {name} from the hub ({reason}): {remedy}") from None
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def read(path: Path) -> Mapping[str, Tensor]:
+    """The state dict in a file. Raises InputError, in one line, where there is none."""
     if not path.is_file():
         raise InputError(f'no weights at {path}: give a .safetensors or .pt file, or "hub"')
     try:
@@ -86,7 +87,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     except Exception as error:  # a damaged file raises whatever its bytes lead to
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} holds no weights that can be read: {reason}") from None
-    for key in ("model", "state_dict"):
+    for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(found, dict) and key in found:
             found = cast("dict[str, Any]", found)[key]
     if not isinstance(found, dict):

@@ -1,0 +1,343 @@
+"""Models to look at: out of a run, a checkpoint or a file of weights.
+
+    subjects(["runs/cifar10-1f3a5c7e"])                         # every cell that has a checkpoint
+    subjects(["SGD=a.pt", "SAM=b.pt"], model="cnn", data="cifar10")
+
+A checkpoint of flatmin that lies in its run's folder says itself what it is of. `_state` is the one
+place that knows how weights are kept.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flatmin import methods
+from flatmin.analysis.planes import mismatch, some, state_of
+from flatmin.studies.report import runs, text
+from flatmin.studies.store import files
+from flatmin.training import checkpoints, models
+from flatmin.training.data.batches import RunData
+from flatmin.training.data.images import ImageData, load
+from flatmin.training.errors import InputError
+from flatmin.training.models import pretraining
+from flatmin.training.processes import ProcessGroup
+from flatmin.training.settings import Training
+
+CELLS = "checkpoints"
+"""The folder, in that of a run, in which every cell has one."""
+
+MANY = 12
+"""More models than this do not fit on a page."""
+
+BATCH = 128
+"""Samples a batch, where no run says it."""
+
+
+def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
+    """The mean loss of a classifier over a batch of inputs and labels."""
+    x, y = batch
+    return F.cross_entropy(model(x), y)
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model to look at, and on what.
+
+    Fields:
+        name: what readers call it.
+        model: any module; it is left as it is.
+        data: batches, as `flatmin.analysis` takes them.
+        loss: `loss(model, batch)`, a mean over the batch; default the cross-entropy of a classifier
+            on a pair of inputs and labels.
+        about: where it comes from.
+        observed: what was recorded along its training, by name.
+    """
+
+    name: str
+    model: nn.Module
+    data: Any
+    loss: Any = cross_entropy
+    about: str = ""
+    observed: Mapping[str, Sequence[float | None]] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, eq=False)
+class _Weights:
+    """A state dict, and what is known of it.
+
+    Fields:
+        where: the file.
+        name: what readers call it; empty where nothing is said.
+        state: of the model.
+        training: that it is of; None where nobody knows.
+        about: in words.
+        observed: what was recorded.
+    """
+
+    where: Path
+    name: str
+    state: Mapping[str, Tensor]
+    training: Training | None = None
+    about: str = ""
+    observed: Mapping[str, Sequence[float | None]] = field(default_factory=dict[str, Any])
+
+
+def subjects(
+    given: Sequence[str],
+    model: str | None = None,
+    data: str | None = None,
+    *,
+    limit: int | None = None,
+    images: int = 256,
+) -> list[Subject]:
+    """The models that are meant, each with images that it learned from.
+
+    Args:
+        given: folders of runs, checkpoints, or files of weights; `NAME=PATH` gives a name.
+        model: a name in `flatmin.training.models`, or `module:function` that makes one; needed
+            where the weights do not say it.
+        data: a data set as for `flatmin.training.load`, or `module:function` that gives batches.
+        limit: how many of its training images a file's weights learned from; default all.
+        images: how many of these to look at, with equal shares of every class.
+
+    Raises InputError where there is no checkpoint, or one that does not fit.
+    """
+    found = [each for word in given for each in _found(word)]
+    if not found:
+        raise InputError("inspect takes the folder of a run, a checkpoint, or several")
+    if len(found) > MANY:
+        raise InputError(
+            f"{len(found)} models are too many for one page: name at most {MANY} checkpoints"
+        )
+    at_hand = _AtHand(model, data, limit, images)
+    names = _named([each.name or each.where.stem for each in found])
+    return [at_hand.subject(each, name) for each, name in zip(found, names, strict=True)]
+
+
+# Where weights are ----------------------------------------------------------------------------
+
+
+def _found(word: str) -> Iterator[_Weights]:
+    """What a word of the command line means."""
+    name, equals, rest = word.partition("=")
+    if not equals or not name or files.is_file(Path(word)) or files.is_folder(Path(word)):
+        name, rest = "", word
+    path = Path(rest)
+    if files.is_file(path):
+        yield _named_as(name, _state(path))
+    elif files.is_folder(path):
+        cells = _cells(path)
+        for cell in cells:
+            one = _state(cell)
+            label = name if len(cells) == 1 else f"{name}: {one.name}" if name else ""
+            yield _named_as(label, one)
+    else:
+        raise InputError(f"there is nothing at {rest}: give a run's folder or a checkpoint")
+
+
+def _named_as(name: str, found: _Weights) -> _Weights:
+    return replace(found, name=name) if name else found
+
+
+def _cells(folder: Path) -> list[Path]:
+    """The newest checkpoint of each cell in a run's folder, or of the cell whose folder it is."""
+    newest = _newest(folder)
+    if newest is not None:
+        return [newest]
+    inside = folder / CELLS if files.is_folder(folder / CELLS) else folder
+    cells = sorted(path for path in inside.iterdir() if path.is_dir())
+    found = [newest for newest in map(_newest, cells) if newest is not None]
+    if found:
+        return found
+    loose = sorted(p.name for p in folder.iterdir() if p.suffix in (".pt", ".pth", ".safetensors"))
+    if loose:
+        raise InputError(
+            f"{folder} holds files of weights ({some(loose)}): name those that are to be inspected"
+        )
+    why = " (those of finished runs are removed)" if runs.holds_run(folder) else ""
+    raise InputError(
+        f"no checkpoint in {folder}{why}: give the folder of a run that is at work or was "
+        "interrupted, or a file of weights with --model and --data"
+    )
+
+
+def _newest(folder: Path) -> Path | None:
+    """The checkpoint of the last epoch in a cell's folder."""
+    return max(folder.glob("epoch-*.pt"), default=None)
+
+
+def _state(path: Path) -> _Weights:
+    """The weights in a file, with what it says of itself."""
+    with path.open("rb") as file:
+        ours = file.read(len(checkpoints.FORMAT)) == checkpoints.FORMAT.encode()
+    if not ours:
+        return _Weights(path, "", pretraining.read(path), about=str(path))
+    try:
+        key, opened = checkpoints.opened(path.read_bytes())
+        state = opened()
+    except checkpoints.Damaged as damage:
+        raise InputError(f"{path} is damaged ({damage}): give another checkpoint") from None
+    training = _training(path, key)
+    epochs = len(state["curve"])
+    about = f"{path}, epoch {epochs}" + (f" of {training.epochs}" if training else "")
+    name = _title(training) if training else ""
+    return _Weights(path, name, state["model"], training, about, state["recorder"]["values"])
+
+
+def _training(path: Path, key: str) -> Training | None:
+    """What a checkpoint is of, by the run in whose folder it lies."""
+    for folder in path.resolve().parents[:3]:
+        if runs.holds_run(folder):
+            record = runs.record(str(folder))
+            known = record.plan.plan(record.rows, frozenset())
+            return next((each for each in known if key.startswith(each.key)), None)
+    return None
+
+
+def _title(training: Training) -> str:
+    rho = "" if training.rho is None else f", ρ {training.rho:g}"
+    return f"{methods.find(training.method).title}{rho}, seed {training.seed}"
+
+
+def _named(names: Sequence[str]) -> list[str]:
+    """Each its own: the second of a name gets a number."""
+    found: list[str] = []
+    for name in names:
+        own, n = name, 1
+        while own in found:
+            n += 1
+            own = f"{name} ({n})"
+        found.append(own)
+    return found
+
+
+# What they are of -----------------------------------------------------------------------------
+
+
+class _AtHand:
+    """Makes the models, and reads each data set once.
+
+    Args:
+        model, data, limit: as the user names them, or None.
+        images: how many to look at.
+    """
+
+    def __init__(self, model: str | None, data: str | None, limit: int | None, images: int) -> None:
+        if images < 1:
+            raise InputError(f"--images {images} is out of range: expected at least 1")
+        self._model, self._data, self._limit, self._images = model, data, limit, images
+        self._sets: dict[object, ImageData] = {}
+        self._batches: dict[object, Any] = {}
+
+    def subject(self, found: _Weights, name: str) -> Subject:
+        """A model with its weights, and its images."""
+        if _is_path(self._data):
+            model = _imported(self._made(found), "model")
+            batches = _imported(self._data or "", "data")
+        else:
+            model, batches = self._of_images(found)
+        _put(model, found, self._model or (found.training.model if found.training else ""))
+        return Subject(name, model, batches, about=self._about(found), observed=found.observed)
+
+    def _made(self, found: _Weights) -> str:
+        name = self._model or (found.training.model if found.training else None)
+        if name is None or not _is_path(name):
+            raise InputError(
+                f"--data {self._data} gives batches of any kind: give --model module:function too"
+            )
+        return name
+
+    def _of_images(self, found: _Weights) -> tuple[nn.Module, Any]:
+        training = self._training(found)
+        data = self._loaded(training)
+        run_data = RunData(training, data, group := ProcessGroup.here())
+        if _is_path(self._model):
+            model = _imported(self._model or "", "model")
+        else:
+            with torch.random.fork_rng():  # weights that are about to be replaced
+                model = models.build(
+                    training.model,
+                    channels=data.channels,
+                    size=run_data.size,
+                    classes=len(data.classes),
+                    width=training.width,
+                )
+        model.to(group.device)
+        seen = (training.data, training.limit, training.size, training.noise, training.seed)
+        key = (*seen, training.holdout, training.batch)
+        if key not in self._batches:
+            parts = run_data.sample(self._images).parts(min(training.batch, self._images))
+            self._batches[key] = [(part.images, part.labels) for part in parts]
+        return model, self._batches[key]
+
+    def _training(self, found: _Weights) -> Training:
+        """What decides on the images: the run's settings, or those of the flags alone."""
+        model = None if _is_path(self._model) else self._model
+        if found.training is not None:
+            known = found.training
+            if self._data is not None:
+                known = replace(known, data=self._data, noise="0", holdout=0.0, limit=self._limit)
+            return replace(known, model=model or known.model, width=1.0 if model else known.width)
+        if self._model is None or self._data is None:
+            flags = {"--model NAME": self._model, "--data NAME": self._data}
+            missing = text.listing([flag for flag, value in flags.items() if value is None])
+            raise InputError(f"{found.where} does not say what it is of: add {missing}")
+        return Training(self._data, model or "mlp", "sgd", batch=BATCH, limit=self._limit)
+
+    def _loaded(self, training: Training) -> ImageData:
+        wanted = training.data, training.limit, training.size
+        if wanted not in self._sets:
+            self._sets = {wanted: load(wanted[0], limit=wanted[1], size=wanted[2])}
+        return self._sets[wanted]
+
+    def _about(self, found: _Weights) -> str:
+        model = self._model or (found.training.model if found.training else "")
+        data = self._data or (found.training.data if found.training else "")
+        return ", ".join(filter(None, (found.about, model, data)))
+
+
+def _put(model: nn.Module, found: _Weights, name: str) -> None:
+    """Give a model its weights, or say why they do not fit."""
+    state = state_of(found.state)
+    wrong = mismatch(model.state_dict(), state)
+    if wrong:
+        raise InputError(f"{found.where} is not of {name}: {wrong}")
+    broken = [key for key, x in state.items() if not bool(x.isfinite().all())]
+    if broken:
+        raise InputError(
+            f"{found.where} holds values that are not finite ({some(broken)}): the run has "
+            "diverged; give an earlier checkpoint"
+        )
+    model.load_state_dict(state)
+
+
+def _is_path(name: str | None) -> bool:
+    """Is it `module:function`, and no name with a colon of ours?"""
+    return name is not None and ":" in name and not name.startswith(("timm:", "hub:"))
+
+
+def _imported(name: str, kind: str) -> Any:
+    """What `module:function` makes."""
+    module, _, inside = name.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:  # a console script looks beside itself alone
+        sys.path.append(here)
+    try:
+        made = getattr(importlib.import_module(module), inside)()
+    except (ImportError, AttributeError, TypeError) as error:
+        said = str(error).splitlines()[0]
+        raise InputError(
+            f"--{kind} {name} makes nothing ({said}): give module:function, which is called "
+            "without arguments"
+        ) from None
+    if kind == "model" and not isinstance(made, nn.Module):
+        raise InputError(f"--model {name} makes a {type(made).__name__}, and no torch.nn.Module")
+    return made
