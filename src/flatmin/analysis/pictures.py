@@ -163,9 +163,17 @@ def surface_traces(
 def levels(span: tuple[float, float], log: bool) -> dict[str, Any]:
     """The colours and the contours of a span: the same for all pictures that share it."""
     low, high = (math.log10(x) for x in span) if log else span
-    step = (high - low) / LINES or 1.0
-    lines = {"start": low, "end": high, "size": step}
+    step = even((high - low) / LINES)
+    lines = {"start": math.ceil(low / step) * step, "end": high, "size": step}
     return {"zmin": low, "zmax": high, "autocontour": False, "contours": lines}
+
+
+def even(step: float) -> float:
+    """A step of 1, 2 or 5 times a power of ten, not below the one given; 1 for 0."""
+    if not step > 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(step))
+    return next(m * power for m in (1, 2, 5, 10) if m * power >= step * (1 - 1e-9))
 
 
 def ticks(span: tuple[float, float]) -> dict[str, Any]:

@@ -87,7 +87,8 @@ def sharpness(
         m: number of samples in a group; then each group has its own worst place, as in m-sharpness,
             and rises are averaged over groups. Default None: all samples together.
         steps: of projected ascent, at least 1; default 20.
-        draws: of "average", at least 2; default 20.
+        draws: of "average", at least 2; default 20. They come in pairs of opposite ones, at least
+            two of these.
         parameters: which are perturbed; default all that require gradients.
         mode: "eval" (default), "train", or None for the model's own.
         dtype: the type to compute in; default the model's. Rises below 1e-6 of the loss need
@@ -226,19 +227,22 @@ class _Look:
         source = torch.Generator().manual_seed(seed)
         rises: list[list[float]] = [[] for _ in radii]
         lengths: list[list[float]] = [[] for _ in radii]
+        pairs = max(2, -(-draws // 2))
         with self._objective.moving() as move:
-            for _ in range(draws):
+            for _ in range(pairs):
                 z = torch.randn(len(self._grad), generator=source, dtype=torch.float64)
                 eps = self._T * z.to(self._grad.device)
                 for i, r in enumerate(radii):
-                    rises[i].append(self._rise(move, r * eps))
+                    # with its opposite: the slope, whose mean is 0, would hide the curvature
+                    both = self._rise(move, r * eps) + self._rise(move, -r * eps)
+                    rises[i].append(both / 2)
                     lengths[i].append(r * _norm(eps))
-        means = [sum(x) / draws for x in rises]
+        means = [sum(x) / pairs for x in rises]
         spreads = [
             sum((x - mean) ** 2 for x in each) for each, mean in zip(rises, means, strict=True)
         ]
-        errors = [math.sqrt(s / (draws - 1) / draws) for s in spreads]
-        return self._found(radii, means, errors, [sum(x) / draws for x in lengths])
+        errors = [math.sqrt(s / (pairs - 1) / pairs) for s in spreads]
+        return self._found(radii, means, errors, [sum(x) / pairs for x in lengths])
 
     def _up(self, slope: Tensor, rho: float) -> Tensor:
         """A step of length `rho` along a slope in the ball's coordinates."""

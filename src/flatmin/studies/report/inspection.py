@@ -88,7 +88,7 @@ class Inspection:
             [],
             inspection=self,
             rows=[cells(each) for each in self.models],
-            tops=[[f"{v:.5g} ± {r:.1g}" for v, r in each.top] for each in self.models],
+            tops=[[measured(*pair) for pair in each.top] for each in self.models],
             steps=STEPS,
             surfaces=inspection_figures.surfaces(self.models, self.shared),
             plots=inspection_figures.plots(self.models, self.wanted),
@@ -151,7 +151,7 @@ def cells(found: Findings) -> list[str]:
     """A line of the table."""
     values = [v for v, _ in found.top]
     trace = found.spectrum.trace if found.spectrum is not None else None
-    largest = f"{values[0]:.4g} ± {found.top[0][1]:.1g}" if values else "–"
+    largest = measured(*found.top[0]) if values else "–"
     stands_out = len(values) == TOP and values[-1] > 0
     return [
         found.name,
@@ -159,7 +159,7 @@ def cells(found: Findings) -> list[str]:
         number(found.accuracy, 1),
         largest,
         number(values[0] / values[-1], 1) if stands_out else "–",
-        f"{trace.value:.4g} ± {trace.error:.1g}" if trace is not None else "–",
+        measured(trace.value, trace.error) if trace is not None else "–",
         *rises(found),
     ]
 
@@ -168,6 +168,16 @@ def rises(found: Findings) -> list[str]:
     """By radius, the highest that projected ascent has found."""
     projected = found.sharpness.get("projected")
     return [] if projected is None else [number(rise, digits(rise)) for rise in projected.rise]
+
+
+def measured(value: float, error: float) -> str:
+    """`69.2 ± 0.4`: no more digits than are known, and at most five."""
+    known = digits(value) + 2
+    if not error:
+        return number(value, known)
+    known = min(max(digits(error) - 2, 0), known)
+    said = number(error, known)
+    return f"{number(value, known)} ± {said if float(said) else f'{error:.0e}'}"
 
 
 def digits(value: float) -> int:

@@ -18,7 +18,7 @@
     eigenvalues: () => [axis("rank", { dtick: 1 }), axis("", { rangemode: "tozero" })],
     sharpness: (traces) => {
       const radii = [...new Set(traces.flatMap(({ x }) => x))].sort((a, b) => a - b);
-      return [axis("ρ", { type: "log", tickvals: radii, ticktext: radii.map(String) }), axis("", { rangemode: "tozero" })];
+      return [axis("ρ", { type: "log", tickvals: radii, ticktext: radii.map(String) }), axis("", log)];
     },
     across: () => [axis("distance along it"), axis("")],
     down: () => [axis("distance along it"), axis("")],
@@ -43,7 +43,8 @@
       const range = shown.log ? shown.span.map(Math.log10) : shown.span;
       const scene = { xaxis: face(labels[0]), yaxis: face(labels[1]), zaxis: face("", { ...scaled, range }), camera,
         aspectmode: "manual", aspectratio: { x: 1, y: 1, z: 0.8 } };
-      Plotly.react(place, traces, { ...layout({}, {}, { scene }), ...sized(place) }, quiet).then(() => linked(place));
+      Plotly.react(place, traces, layout({}, {}, { scene }), quiet)
+        .then(() => { linked(place); return pictured(place); });
     } else if (labels.length > 1) {
       const flat = { showgrid: false };
       Plotly.react(place, traces, { ...layout(axis(labels[0], flat), axis(labels[1], flat)), ...sized(place) }, quiet);
@@ -52,6 +53,9 @@
       Plotly.react(place, one, { ...layout(axis(labels[0]), axis("", scaled)), ...sized(place) }, quiet);
     }
   };
+  // Paper takes a picture of a surface: what a GPU draws cannot change its size while a page is printed.
+  const pictured = (place) => Plotly.toImage(place, { format: "png", width: 560, height: 420, scale: 2 })
+    .then((url) => { place.nextElementSibling.src = url; });
   const linked = (place) => {
     if (place.linked) return;
     place.linked = true;
@@ -69,7 +73,7 @@
       });
     };
     place.on("plotly_relayouting", turn);
-    place.on("plotly_relayout", turn);
+    place.on("plotly_relayout", (change) => { turn(change); pictured(place); });
   };
 
   let printing = false;
@@ -77,6 +81,7 @@
   const draw = () => {
     for (const place of all(document, "[data-plot]")) {
       const [kind, index] = place.dataset.plot.split("-");
+      if (printing && kind === "surface") continue;
       if (index === undefined) lines(place, kind);
       else surface(place, kind, Number(index));
     }
@@ -87,5 +92,5 @@
   const print = (begin) => () => { printing = begin; draw(); };
   addEventListener("beforeprint", print(true));
   addEventListener("afterprint", print(false));
-  document.documentElement.dataset.drawn = "yes"; // for those who wait for it
+  document.documentElement.dataset.height = document.documentElement.scrollHeight; // for a picture of it all
 })();
