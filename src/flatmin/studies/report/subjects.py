@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -133,11 +133,11 @@ def _found(word: str) -> Iterator[_Weights]:
         name, rest = "", word
     path = Path(rest)
     if files.is_file(path):
-        yield _named_as(name, _state(path))
+        yield _named_as(name, _state(path, _plan(path)))
     elif files.is_folder(path):
-        cells = _cells(path)
-        for cell in cells:
-            one = _state(cell)
+        cells, plan = _cells(path), list(_plan(path / "-"))
+        found = [_state(cell, plan) for cell in cells]
+        for one in sorted(found, key=lambda each: _order(each, plan)):
             label = name if len(cells) == 1 else f"{name}: {one.name}" if name else ""
             yield _named_as(label, one)
     else:
@@ -175,8 +175,8 @@ def _newest(folder: Path) -> Path | None:
     return max(folder.glob("epoch-*.pt"), default=None)
 
 
-def _state(path: Path) -> _Weights:
-    """The weights in a file, with what it says of itself."""
+def _state(path: Path, plan: Iterable[Training]) -> _Weights:
+    """The weights in a file, with what it says of itself; `plan`: of the run where it lies."""
     with path.open("rb") as file:
         ours = file.read(len(checkpoints.FORMAT)) == checkpoints.FORMAT.encode()
     if not ours:
@@ -186,21 +186,24 @@ def _state(path: Path) -> _Weights:
         state = opened()
     except checkpoints.Damaged as damage:
         raise InputError(f"{path} is damaged ({damage}): give another checkpoint") from None
-    training = _training(path, key)
+    training = next((each for each in plan if key.startswith(each.key)), None)
     epochs = len(state["curve"])
     about = f"{path}, epoch {epochs}" + (f" of {training.epochs}" if training else "")
     name = _title(training) if training else ""
     return _Weights(path, name, state["model"], training, about, state["recorder"]["values"])
 
 
-def _training(path: Path, key: str) -> Training | None:
-    """What a checkpoint is of, by the run in whose folder it lies."""
+def _plan(path: Path) -> Iterator[Training]:
+    """What the run does in whose folder a file lies; nothing where it lies in none."""
     for folder in path.resolve().parents[:3]:
         if runs.holds_run(folder):
             record = runs.record(str(folder))
-            known = record.plan.plan(record.rows, frozenset())
-            return next((each for each in known if key.startswith(each.key)), None)
-    return None
+            yield from record.plan.plan(record.rows, frozenset())
+            return
+
+
+def _order(found: _Weights, plan: list[Training]) -> int:
+    return plan.index(found.training) if found.training in plan else len(plan)
 
 
 def _title(training: Training) -> str:

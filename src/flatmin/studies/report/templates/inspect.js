@@ -44,7 +44,7 @@
       const scene = { xaxis: face(labels[0]), yaxis: face(labels[1]), zaxis: face("", { ...scaled, range }), camera,
         aspectmode: "manual", aspectratio: { x: 1, y: 1, z: 0.8 } };
       Plotly.react(place, traces, layout({}, {}, { scene }), quiet)
-        .then(() => { linked(place); return pictured(place); });
+        .then(() => { linked(place); pictured(place); });
     } else if (labels.length > 1) {
       const flat = { showgrid: false };
       Plotly.react(place, traces, { ...layout(axis(labels[0], flat), axis(labels[1], flat)), ...sized(place) }, quiet);
@@ -54,8 +54,11 @@
     }
   };
   // Paper takes a picture of a surface: what a GPU draws cannot change its size while a page is printed.
-  const pictured = (place) => Plotly.toImage(place, { format: "png", width: 560, height: 420, scale: 2 })
-    .then((url) => { place.nextElementSibling.src = url; });
+  const pictured = (place) => {
+    clearTimeout(place.waiting);
+    place.waiting = setTimeout(() => Plotly.toImage(place, { format: "png", width: 560, height: 420, scale: 2 })
+      .then((url) => { place.nextElementSibling.src = url; }), 2000);
+  };
   const linked = (place) => {
     if (place.linked) return;
     place.linked = true;
