@@ -38,7 +38,7 @@ CELLS = "checkpoints"
 MANY = 12
 """More models than this do not fit on a page."""
 
-BATCH = 128
+BATCH = 64
 """Samples a batch, where no run says it."""
 
 
@@ -274,7 +274,8 @@ class _AtHand:
                     classes=len(data.classes),
                     width=training.width,
                 )
-        model.to(group.device)
+        # the memory order in which a CPU convolves a third faster
+        model.to(group.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         seen = (training.data, training.limit, training.size, training.noise, training.seed)
         key = (*seen, training.holdout, training.batch)
         if key not in self._batches:
