@@ -66,7 +66,7 @@ def _comparison(wanted: CompareArguments) -> Comparison:
         data=wanted.data,
         methods=_listed(wanted.methods),
         noise=wanted.noise,
-        rho=None if wanted.rho is None else numbers(wanted.rho),
+        rho=None if wanted.rho is None else _numbers(wanted.rho),
         tune=wanted.tune,
         limit=wanted.limit,
         augment=usual.augment and not wanted.no_augment,
@@ -96,8 +96,7 @@ def _listed(text: str) -> tuple[str, ...]:
     return tuple(part for part in (piece.strip() for piece in text.split(",")) if part)
 
 
-def numbers(text: str) -> tuple[float, ...]:
-    """Radii as they are typed."""
+def _numbers(text: str) -> tuple[float, ...]:
     from flatmin.training.errors import InputError
 
     try:

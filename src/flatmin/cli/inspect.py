@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flatmin.cli.compare import numbers
 from flatmin.cli.messages import stop
 
 if TYPE_CHECKING:
@@ -61,12 +60,23 @@ def _wanted(given: InspectArguments) -> Wanted:
         mode=given.mode,
         statistics=given.statistics,
         along=given.along,
-        rho=numbers(given.rho),
+        rho=_radii(given.rho),
         points=given.points,
         products=given.products,
     )
     wanted.check(2)
     return wanted
+
+
+def _radii(text: str) -> tuple[float, ...]:
+    from flatmin.training.errors import InputError
+
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"--rho {text} is no radius: give numbers such as 0.05,0.1, separated by commas"
+        ) from None
 
 
 def _folder(models: tuple[str, ...]) -> Path:

@@ -64,13 +64,23 @@ def records(given: Sequence[str]) -> list[Record]:
     Raises InputError where there is no run, or none of them has a finished row.
     """
     paths = dict.fromkeys(path for where in given for path in _runs(where))
-    found = [record(path) for path in paths]
+    found = [_read(path) for path in paths]
     if not any(record.rows for record in found):
         one = found[0].where if len(found) == 1 else f"any of the {len(found)} runs"
         raise InputError(
             f"no training run of {one} has finished yet: `flatmin status` tells how far it is"
         )
     return found
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a folder is that of a run."""
+    return any(files.is_file(path / mark) for mark in _MARKS)
+
+
+def record(path: str) -> Record:
+    """The run in a folder, however far it is."""
+    return _read(path)
 
 
 def folder(given: Sequence[str]) -> Path:
@@ -111,13 +121,7 @@ def _naturally(path: Path) -> list[tuple[int, str]]:
     return [(int(word), "") if word.isdecimal() else (-1, word) for word in words]
 
 
-def holds_run(path: Path) -> bool:
-    """Whether a folder is that of a run."""
-    return any(files.is_file(path / mark) for mark in _MARKS)
-
-
-def record(path: str) -> Record:
-    """The run in a folder or at a URL."""
+def _read(path: str) -> Record:
     exported = Path(path) / "results.json"
     if "://" not in path and not any(files.is_file(Path(path) / mark) for mark in _MARKS[:2]):
         return _exported(exported)

@@ -187,6 +187,8 @@ def _state(path: Path, plan: Iterable[Training]) -> _Weights:
     except checkpoints.Damaged as damage:
         raise InputError(f"{path} is damaged ({damage}): give another checkpoint") from None
     training = next((each for each in plan if key.startswith(each.key)), None)
+    if not {"model", "curve", "recorder"} <= state.keys():
+        raise InputError(f"{path} is of a few-shot training: inspect takes those of classifiers")
     epochs = len(state["curve"])
     about = f"{path}, epoch {epochs}" + (f" of {training.epochs}" if training else "")
     name = _title(training) if training else ""
