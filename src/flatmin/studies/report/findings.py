@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from flatmin import analysis
@@ -90,11 +91,16 @@ class Findings:
 
     @property
     def top(self) -> list[tuple[float, float]]:
-        """The largest converged eigenvalues by magnitude, with residuals, in descending order."""
+        """The largest converged eigenvalues by magnitude, in descending order.
+
+        Each with its residual, or with what the products round away where that is more.
+        """
         if self.spectrum is None:
             return []
         values, residuals = self.spectrum.top(TOP)
-        return [(float(v), float(r)) for v, r in zip(values, residuals, strict=True)]
+        eps = torch.finfo(self.spectrum.vectors.dtype).eps
+        floor = eps * float(abs(self.spectrum.nodes).max())
+        return [(float(v), max(float(r), floor)) for v, r in zip(values, residuals, strict=True)]
 
 
 class Bench:

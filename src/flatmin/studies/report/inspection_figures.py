@@ -63,16 +63,18 @@ def plots(models: Sequence[Findings], wanted: Wanted) -> list[Plot]:
     return found
 
 
-def surfaces(models: Sequence[Findings], shared: Surface | None) -> list[tuple[str, Surface]]:
-    """The surfaces by name, in the order of their plots."""
+def surfaces(models: Sequence[Findings], shared: Surface | None) -> list[tuple[str, Surface, int]]:
+    """The surfaces by name, in the order of their plots, and how many of their points are gaps."""
+    found = [(each.name, each.surface) for each in models if each.surface is not None]
     if shared is not None:
-        return [("All models", shared)]
-    return [(each.name, each.surface) for each in models if each.surface is not None]
+        found = [("All models", shared)]
+    return [(name, each, int((~np.isfinite(each.losses)).sum())) for name, each in found]
 
 
 def content(models: Sequence[Findings], wanted: Wanted, shared: Surface | None) -> dict[str, Any]:
     """Everything that the page's script draws."""
-    shown = [surface for _, surface in surfaces(models, shared)]
+    shown = [surface for _, surface, _ in surfaces(models, shared)]
+    marks = [each.name for each in models] if shared is not None else []
     metrics = ["loss", *(shown[0].metrics if shown else ())]
     return {
         "series": [each.name for each in models],
@@ -85,12 +87,12 @@ def content(models: Sequence[Findings], wanted: Wanted, shared: Surface | None) 
             "alignment": _alignment(models),
         },
         "metrics": metrics,
-        "surfaces": {metric: _drawn(shown, metric) for metric in metrics},
+        "surfaces": {metric: _drawn(shown, metric, marks) for metric in metrics},
     }
 
 
-def _drawn(shown: Sequence[Surface], metric: str) -> list[Any]:
-    """Contours and solids of all surfaces, on one scale."""
+def _drawn(shown: Sequence[Surface], metric: str, marks: Sequence[str]) -> list[Any]:
+    """Contours and solids of all surfaces, on one scale; `marks`: who stands on the path."""
     if not shown:
         return []
     tables = [each.losses if metric == "loss" else each.metrics[metric] for each in shown]
@@ -100,6 +102,10 @@ def _drawn(shown: Sequence[Surface], metric: str) -> list[Any]:
     for each, values in zip(shown, tables, strict=True):
         kinds = ("contour", "surface") if values.ndim == 2 else ("contour",)
         made = [pictures.picture(each, metric, kind, log, span=span) for kind in kinds]
+        path = made[0]["data"][-1]
+        if marks and values.ndim == 2:
+            path |= {"text": list(marks), "mode": f"{path['mode']}+text"}
+            path |= {"textposition": "top center", "textfont": {"color": "white"}}
         drawn.append({"kinds": _short([m["data"] for m in made]), "labels": each.plane.labels})
     return [{"log": log, "span": _short(list(span)), "drawn": drawn}]
 
