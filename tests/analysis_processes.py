@@ -77,6 +77,16 @@ def surfaces(rank: int, ranks: int) -> dict[str, Any]:
             analysis.surface(model, loss, batches, file=file, **(options | {"at": 4}))
         except ValueError as error:
             result["other grid"] = str(error)
+
+        def failing(model: nn.Module, batch: Batch) -> torch.Tensor:
+            if rank == 1 and model[0].weight[0, 0, 0, 0] != CASE.model()[0].weight[0, 0, 0, 0]:
+                raise ArithmeticError("of rank 1")
+            return loss(model, batch)
+
+        try:
+            analysis.surface(model, failing, batches, **options)
+        except (ArithmeticError, RuntimeError) as error:
+            result["failed"] = str(error)
         model = DistributedDataParallel(model)
     mine = shares(batches, rank, ranks)
     result["replicas"] = analysis.surface(model, loss, mine, **options).losses.tolist()

@@ -66,3 +66,5 @@ def test_processes_share_the_points_of_a_surface(one: Any, both: Any):
         assert rank["evaluated again"] == 3 + 4
         assert rank["other data"].startswith("the processes do not have the same data, and so")
         assert "holds a grid with other coordinates" in rank["other grid"]
+    assert both[0]["failed"].startswith("another process could not evaluate its points")
+    assert both[1]["failed"] == "of rank 1"

@@ -259,6 +259,8 @@ def test_misuse_is_told():
         analysis.plane_of(model, [model] * 2)
     with pytest.raises(ValueError, match=r"the directions move 7\.weight, 7\.bias, which"):
         analysis.surface(other, loss, batches, analysis.random_directions(model))
+    with pytest.raises(ValueError, match="give parameters= to what makes them"):
+        analysis.surface(model, loss, batches, analysis.random_directions(model), parameters="7.*")
     with pytest.raises(ValueError, match="one or two columns of 187 numbers"):
         analysis.surface(model, loss, batches, torch.ones(5))
     with pytest.raises(ValueError, match="have to ascend"):

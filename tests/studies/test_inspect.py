@@ -14,13 +14,16 @@ import browsing
 import pytest
 import torch
 from comparisons import outcome
+from PIL import Image
 from torch.nn import functional as F
 
 from flatmin.cli import main
+from flatmin.studies.report import browser as drawing
 from flatmin.studies.report import subjects
 from flatmin.studies.report.inspection import Subject, Wanted, inspect
 from flatmin.training import checkpoints
 from flatmin.training.checkpoints import Checkpoints
+from flatmin.training.errors import InputError
 from flatmin.training.loop import train
 
 QUICK = ["--images", "24", "--points", "3", "--products", "16", "--rho", "0.1,0.2"]
@@ -187,6 +190,23 @@ def test_a_notebook_shows_any_model(run: Path):
     assert shown.startswith('<iframe srcdoc="')
     assert "&amp;lt;b&amp;gt;" in shown
     assert "<b>" not in shown
+
+
+def test_pages_become_pictures_and_documents(tmp_path: Path):
+    if not shutil.which("chromium"):
+        pytest.skip("needs chromium")
+    page = tmp_path / "a.html"
+    page.write_text(
+        "<body style='height:1500px'><script>document.documentElement.dataset.height = 1500;"
+        "document.title = 'drawn'</script>"
+    )
+    picture = drawing.picture(drawing.find(), page, tmp_path / "a.png")
+    with Image.open(picture) as shown:
+        assert shown.size == (drawing.WIDTH, 1500)
+    document = drawing.document(drawing.find(), page, tmp_path / "a.pdf")
+    assert document.read_bytes().startswith(b"%PDF")
+    with pytest.raises(InputError, match=r"no-such-browser cannot draw .*: open the page"):
+        drawing.picture("no-such-browser", page, tmp_path / "b.png")
 
 
 @pytest.fixture(scope="module")

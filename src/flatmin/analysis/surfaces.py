@@ -164,7 +164,8 @@ def surface(
             over the batches at each point, weighted by size; what to take between checkpoints.
         metrics: further means of the same forward pass, by name: functions of the outputs of the
             model and the batch; "accuracy" for `{"accuracy": analysis.accuracy}`.
-        parameters: which move; default those of the directions.
+        parameters: which move, where `directions` is no plane, which says it; default all that
+            require gradients.
         seed: of the random directions; default 0.
         chunk: most samples evaluated at once; default 128.
         file: where the grid is kept as it grows (numpy's .npz); a call with the same arguments goes
@@ -388,13 +389,23 @@ def _fill(
     try:
         for start in range(0, len(missing), size):
             some = missing[start : start + size]
-            found = torch.zeros(len(some), grid.width, dtype=torch.float64)
-            for i in range(rank, len(some), ranks):
-                found[i] = torch.tensor(value(some[i]), dtype=torch.float64)
+            found = torch.zeros(len(some) + 1, grid.width, dtype=torch.float64)
+            trouble = None
+            try:
+                for i in range(rank, len(some), ranks):
+                    found[i] = torch.tensor(value(some[i]), dtype=torch.float64)
+            except Exception as error:
+                if not shares:
+                    raise
+                trouble, found[-1] = error, 1.0  # told to the others, who would wait for ever
             if shares:
                 found = found.to(objective.device)
                 dist.all_reduce(found)
-            grid.put(some, found.cpu().numpy())
+            if float(found[-1, 0]):
+                raise trouble or RuntimeError(
+                    "another process could not evaluate its points: see what it says"
+                )
+            grid.put(some, found[:-1].cpu().numpy())
             now = time.monotonic()
             done = start + len(some)
             left = (now - began) / done * (len(missing) - done)
@@ -431,6 +442,10 @@ def _measures(metrics: Any) -> dict[str, Metric]:
 
 def _plane(model: nn.Module, directions: Any, parameters: Subset, seed: int) -> Plane:
     if isinstance(directions, Plane):
+        if parameters is not None:
+            raise ValueError(
+                "the directions say which parameters move: give parameters= to what makes them"
+            )
         own = dict(inside(model).named_parameters())
         strangers = [name for name in directions.names if name not in own]
         if strangers:
