@@ -54,9 +54,15 @@
     }
   };
   // Paper takes a picture of a surface: what a GPU draws cannot change its size while a page is printed.
+  const inked = (face) => ({ ...face, color: "#5d636e", gridcolor: "#dcdee2", zerolinecolor: "#dcdee2", backgroundcolor: "#f3f4f1" });
+  const onPaper = ({ data, layout: { scene, ...rest } }) => ({
+    data: data.map((trace) => ({ ...trace, colorbar: { ...trace.colorbar, tickfont: { color: "#5d636e" } } })),
+    layout: { ...rest, width: 560, height: 420, font: { ...rest.font, color: "#1b1d21" },
+      scene: { ...scene, xaxis: inked(scene.xaxis), yaxis: inked(scene.yaxis), zaxis: inked(scene.zaxis) } },
+  });
   const pictured = (place) => {
     clearTimeout(place.waiting);
-    place.waiting = setTimeout(() => Plotly.toImage(place, { format: "png", width: 560, height: 420, scale: 2 })
+    place.waiting = setTimeout(() => Plotly.toImage(onPaper(place), { format: "png", width: 560, height: 420, scale: 2 })
       .then((url) => { place.nextElementSibling.src = url; }), 2000);
   };
   const linked = (place) => {
