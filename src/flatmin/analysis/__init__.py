@@ -21,6 +21,8 @@ stand; and `sharpness`. A new matrix is a `Curvature` with `_graph` and `_multip
 measurement is a function of an `Objective`.
 """
 
+from flatmin.analysis.alignment import Alignment, AlignmentMonitor
+from flatmin.analysis.alignment_theorem import AlignmentTheorem, alignment_theorem
 from flatmin.analysis.curvature import Curvature, Hessian
 from flatmin.analysis.eigen import Eigenvalues, eigenvalues
 from flatmin.analysis.gauss_newton import EmpiricalFisher, GaussNewton
@@ -31,6 +33,9 @@ from flatmin.analysis.spectrum import Density, Estimate, Spectrum, density, spec
 from flatmin.analysis.untouched import untouched
 
 __all__ = [
+    "Alignment",
+    "AlignmentMonitor",
+    "AlignmentTheorem",
     "Curvature",
     "Density",
     "Eigenvalues",
@@ -42,6 +47,7 @@ __all__ = [
     "Parameters",
     "Sharpness",
     "Spectrum",
+    "alignment_theorem",
     "density",
     "eigenvalues",
     "sharpness",

@@ -146,6 +146,24 @@ class Curvature(LinearOperator):
         self.progress.say(f"product {self.products}: {time.monotonic() - started:.1f} s")
         return total
 
+    @contextmanager
+    def displaced(self, v: Tensor) -> Generator[None]:
+        """Within, gradients and products are those at `w + v`; graphs kept so far are let go.
+
+        Args:
+            v: a flat vector.
+        """
+        home = self._versions, self._prints
+        self._graphs.clear()
+        with self.objective.moving() as move:
+            move(v)
+            self._versions, self._prints = self._versions_now(), self._prints_now()
+            try:
+                yield
+            finally:
+                self._graphs.clear()
+                self._versions, self._prints = home
+
     def __matmul__(self, other: Any) -> Any:
         return self.dot(other)
 

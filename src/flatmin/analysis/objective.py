@@ -17,6 +17,9 @@ from flatmin.analysis.batches import Chunk, batches_of, chunks_of, in_type, size
 from flatmin.analysis.parameters import Parameters, Subset
 from flatmin.analysis.untouched import Mode, Visit, moving_layers, untouched
 from flatmin.engine import check
+from flatmin.engine.space import Space
+from flatmin.engine.vec import Term, Vector
+from flatmin.engine.walk import Walk
 from flatmin.pairs import part_of
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
@@ -139,8 +142,23 @@ class Objective:
         Every place is computed from a copy of `w`, which comes back bit for bit at the end, also
         after an exception. It costs two copies of the weights.
         """
-        with self.parameters.moving(self.leaves) as move:
+        walk = Walk(Space([self.leaves]), [self.leaves])
+
+        @torch.no_grad()
+        def move(v: Tensor | None) -> None:
+            walk.go(None if v is None else self.displacement(walk.space, v))
+
+        walk.begin()
+        try:
             yield move
+        finally:
+            with torch.no_grad():
+                walk.back()
+
+    def displacement(self, space: Space, v: Tensor) -> Vector:
+        """A flat vector as the engine's, laid out as `space` over `leaves`."""
+        pieces = self.parameters.like(v, self.leaves)
+        return Vector(Term(space.join([space.piece(i, x) for i, x in enumerate(pieces)])))
 
     def value(self, *, finite: bool = False) -> float:
         """The loss at the weights as they are, which may be inf or nan.
