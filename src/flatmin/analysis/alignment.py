@@ -63,9 +63,7 @@ class Alignment:
     def since(self, step: int) -> Alignment:
         """Of the steps from `step` on."""
         kept = [i for i, each in enumerate(self.steps) if each >= step]
-        return Alignment(
-            tuple(self.steps[i] for i in kept), self.before[kept], self.after[kept]
-        )
+        return Alignment(tuple(self.steps[i] for i in kept), self.before[kept], self.after[kept])
 
     def __str__(self) -> str:
         if not self.steps:

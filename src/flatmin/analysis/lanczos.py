@@ -204,9 +204,13 @@ class Basis:
         ends = self.ends
         if not ends:
             return np.zeros((1, S.shape[1]))
-        gram = np.array([[float(self._ends[a] @ self._ends[b]) for b in ends] for a in ends])
+        gram = self.gram(ends)
         parts = S[ends]
         return np.maximum(parts * (gram @ parts), 0.0)
+
+    def gram(self, ends: Sequence[int]) -> Array:
+        """Inner products of what sequences would go on with."""
+        return np.array([[float(self._ends[a] @ self._ends[b]) for b in ends] for a in ends])
 
     def vectors(self, S: Array) -> Tensor:
         """Vectors with these coefficients, one a column."""
