@@ -361,7 +361,8 @@ class AlignmentMonitor:
     def _evaluated(self, measured: _Measured, batch: BatchName) -> Tensor:
         """The gradient of a batch at the weights as they are; all else is left as it is."""
         closure = measured.closures[batch]
-        with untouched(self._model):
+        with untouched(self._model) as visit:
+            visit.fresh()
             if batch in measured.random:  # the same dropout masks before and after
                 self._streams().set(measured.random[batch])
             value = closure()
