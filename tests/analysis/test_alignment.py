@@ -137,7 +137,7 @@ def test_a_monitor_leaves_training_bit_for_bit(name: str):
 
 
 def test_what_a_step_asks_for_anyway_is_not_asked_for_again():
-    """Agnostic: the three gradients after the update alone; SAM: two of the auxiliary batch more."""
+    """Agnostic: three gradients after the update; SAM: two of the auxiliary batch more."""
     for name, more in (("agnostic", (1, 2)), ("sam", (1, 4))):
         model = Net().double()
         base = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -21,11 +21,22 @@ stand; and `sharpness`. A new matrix is a `Curvature` with `_graph` and `_multip
 measurement is a function of an `Objective`.
 """
 
+from flatmin.analysis import bounds
 from flatmin.analysis.alignment import Alignment, AlignmentMonitor
 from flatmin.analysis.alignment_theorem import AlignmentTheorem, alignment_theorem
+from flatmin.analysis.components import ComponentMonitor, Components, components
 from flatmin.analysis.curvature import Curvature, Hessian
 from flatmin.analysis.eigen import Eigenvalues, eigenvalues
 from flatmin.analysis.gauss_newton import EmpiricalFisher, GaussNewton
+from flatmin.analysis.noise import (
+    GradientNoise,
+    Histogram,
+    Normality,
+    PolicyTrace,
+    QuantilePlot,
+    gradient_noise,
+    policy_trace,
+)
 from flatmin.analysis.objective import Objective
 from flatmin.analysis.parameters import Parameters
 from flatmin.analysis.sharpness import Sharpness, sharpness
@@ -36,20 +47,31 @@ __all__ = [
     "Alignment",
     "AlignmentMonitor",
     "AlignmentTheorem",
+    "ComponentMonitor",
+    "Components",
     "Curvature",
     "Density",
     "Eigenvalues",
     "EmpiricalFisher",
     "Estimate",
     "GaussNewton",
+    "GradientNoise",
     "Hessian",
+    "Histogram",
+    "Normality",
     "Objective",
     "Parameters",
+    "PolicyTrace",
+    "QuantilePlot",
     "Sharpness",
     "Spectrum",
     "alignment_theorem",
+    "bounds",
+    "components",
     "density",
     "eigenvalues",
+    "gradient_noise",
+    "policy_trace",
     "sharpness",
     "spectrum",
     "trace",

@@ -237,14 +237,15 @@ def _spectrum_of(basis: Basis, probing: _Probing, interrupted: bool) -> Spectrum
 
 
 def _quadrature(basis: Basis, known: Array, S: Array, begin: int) -> tuple[Array, Array, Array]:
-    """Nodes, weights and residuals of the first start's Gauss quadrature, those aside that are
-    known as eigenvalues.
+    """Nodes, weights and residuals of the first start's quadrature, without what is known.
 
     The first start alone is random in all dimensions, and of its own nodes the weights bound what
     lies below each of them.
 
     Args:
-        known: eigenvalues that have converged, and `S` their coefficients.
+        basis: whose first sequence.
+        known: eigenvalues that have converged.
+        S: their coefficients.
         begin: where in the basis the first sequence ends.
     """
     T = basis.matrix[:begin, :begin]
@@ -480,8 +481,8 @@ def trace(H: Any, products: int = 30, *, seed: int = 0) -> Estimate:
     lengths = omega.double().square().sum(0).cpu()
     estimates = _leave_one_out(core, R.double().cpu(), W, dots, lengths, multiply.size)
     # That they share vectors is not in their spread: over planted spectra the error is right for a
-    # bulk and for outliers, and a tenth too small where eigenvalues decay slowly. The jackknife over
-    # the vectors, which counts it, is twice too large there and more with few products.
+    # bulk and for outliers, and a tenth too small where eigenvalues decay slowly. The jackknife
+    # over the vectors, which counts it, is twice too large there and more with few products.
     error = float(estimates.std() / math.sqrt(len(estimates))) * _student(len(estimates) - 1)
     return Estimate(float(estimates.mean()), error, multiply.count)
 
