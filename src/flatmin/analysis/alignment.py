@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -380,7 +380,7 @@ class AlignmentMonitor:
         return RandomNumbers({p.device for p in self._model.parameters()})
 
 
-def _moved_by(optimizer: Optimizer) -> list[tuple[Tensor, Mapping[str, Any]]]:
+def _moved_by(optimizer: Optimizer) -> Sequence[tuple[Tensor, Mapping[str, Any]]]:
     """The parameters of an optimizer as the model holds them, each with its group."""
     groups = [(p, group) for group in optimizer.param_groups for p in group["params"]]
     if not isinstance(optimizer, SharpnessAware):

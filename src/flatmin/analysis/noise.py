@@ -131,11 +131,10 @@ class GradientNoise:
         _require_several(self.squared_norms, 3)
         with warnings.catch_warnings():  # a p above 5000 numbers is not accurate, and said so below
             warnings.filterwarnings("ignore", message=".*p-value may not be accurate")
-            found = stats.shapiro(self.squared_norms)
+            found: Any = stats.shapiro(self.squared_norms)
         p = float(found.pvalue) if len(self.squared_norms) <= SHAPIRO_MOST else math.nan
-        return Normality(
-            float(found.statistic), p, float(cast(Any, stats.skew(self.squared_norms)))
-        )
+        skewness: Any = stats.skew(self.squared_norms)
+        return Normality(float(found.statistic), p, float(skewness))
 
     def __str__(self) -> str:
         norms = self.squared_norms

@@ -249,7 +249,8 @@ def _quadrature(basis: Basis, known: Array, S: Array, begin: int) -> tuple[Array
         begin: where in the basis the first sequence ends.
     """
     T = basis.matrix[:begin, :begin]
-    values, V = np.linalg.eigh((T + T.T) / 2)
+    eigh = cast(Any, np.linalg.eigh)
+    values, V = cast("tuple[Array, Array]", eigh((T + T.T) / 2))
     last = math.hypot(
         basis.going_on(begin - 1), float(np.linalg.norm(basis.matrix[begin:, begin - 1]))
     )
@@ -376,14 +377,14 @@ class _Probing:
         span = np.eye(len(T))[:, [*range(group.begin), *others]]
         images = T[:, [s for s in group.followed if s != start]]
         P, _ = np.linalg.qr(np.column_stack([span, images]))
-        x = np.eye(len(T))[start]
-        x = x - P @ (P.T @ x)
-        x /= np.linalg.norm(x)
-        y = T @ x
+        unit: Array = np.eye(len(T))[start]
+        x = cast(Array, unit - P @ (P.T @ unit))
+        x = x / math.sqrt(float(x @ x))
+        y = cast(Array, T @ x)
         d = basis.products.size - P.shape[1]
         q = float(x @ y)
         beyond = basis.going_on(start) ** 2  # of the image, what no vector of the basis holds
-        outside = y - P @ (P.T @ y)
+        outside = cast(Array, y - P @ (P.T @ y))
         inside = float((P * (T @ P)).sum())
         return inside + d * q, _variance(d, float(outside @ outside) + beyond - q**2)
 

@@ -88,7 +88,8 @@ class LargeGradient(Policy):
         Args:
             s: the squared norm.
             t: number of the step, from 0.
-            mean, variance: of before.
+            mean: the running mean of before.
+            variance: the running variance of before.
         """
         mean = self.delta * mean + (1 - self.delta) * s
         variance = self.delta * variance + (1 - self.delta) * (s - mean) ** 2
