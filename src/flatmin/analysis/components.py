@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -255,6 +255,18 @@ class ComponentMonitor:
 
         self._step += 1
         return watched
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running mean and what was measured, for a checkpoint between two steps."""
+        found = [asdict(each) for each in self.found]
+        return {"step": self._step, "mean": self.mean, "steps": self.steps, "found": found}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self._step = int(state["step"])
+        self.mean = state["mean"].to(self.mean)
+        self.steps = list(state["steps"])
+        self.found = [Components(**each) for each in state["found"]]
 
     def _at_home(self) -> bool:
         if not isinstance(self._optimizer, SharpnessAware):

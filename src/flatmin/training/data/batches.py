@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -233,6 +234,26 @@ class RunData:
         """Batches from a stream of their own over the same training images."""
         size = max(1, round(self._training.fraction * self._training.batch))
         return self._stream(min(size, len(self._images)), "auxiliary ")
+
+    def plain_batches(self, count: int | None, size: int) -> Iterator[Batch]:
+        """Training images as they are, not augmented, in batches of `size`: the same every time.
+
+        Args:
+            count: how many batches, of as many random partitions as that takes; None for one
+                partition, whose last batch may be smaller.
+            size: of a batch.
+        """
+        source = generator(self._training.seed, "analysis")
+        size = min(size, len(self._images))
+        left = math.inf if count is None else count
+        while left > 0:
+            parts = torch.randperm(len(self._images), generator=source).split(size)
+            for rows in parts if count is None else parts[: len(self._images) // size]:
+                if left > 0:
+                    yield self._images.plain(rows)
+                left -= 1
+            if count is None:
+                return
 
     def set(
         self,
