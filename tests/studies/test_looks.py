@@ -56,7 +56,7 @@ def looked_at(method: str, data: ImageData, **options: Any) -> tuple[Run, Any]:
         kept.append((learner, run_data))
         return CellAnalysis(learner, run_data)
 
-    return train(training(method, analysis=EVERYTHING), data, look=look, **options), kept[0]
+    return train(training(method, analysis=EVERYTHING), data, observer=look, **options), kept[0]
 
 
 @pytest.mark.parametrize("method", ["sgd", "sam", "ae-agnostic-sam", "esam", "msam"])
@@ -66,9 +66,9 @@ def test_a_training_that_is_looked_at_is_the_same(method: str, digits: ImageData
     run = training(method, rho=None, analysis=EVERYTHING)
     if method in ("esam", "msam"):  # no batch gradient at the weights to take a mean of
         with pytest.raises(InputError, match="asks for no gradient of a batch"):
-            train(run, digits, look=CellAnalysis)
+            train(run, digits, observer=CellAnalysis)
         run = replace(run, analysis=tuple(p for p in EVERYTHING if p[0] != "components"))
-    seen = train(run, digits, look=lambda *a: kept.append(CellAnalysis(*a)) or kept[0])
+    seen = train(run, digits, observer=lambda *a: kept.append(CellAnalysis(*a)) or kept[0])
     curves = [
         [(e.loss, e.train_accuracy, e.accuracy, e.passes) for e in r.epochs] for r in (alone, seen)
     ]

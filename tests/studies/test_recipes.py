@@ -24,7 +24,7 @@ from flatmin.studies.plan.grid import ScaledRecipe
 from flatmin.studies.plan.measures import value
 from flatmin.studies.plan.recipe import Recipe
 from flatmin.studies.plan.tuning import Progress
-from flatmin.studies.run.trainer import look_of
+from flatmin.studies.run.trainer import observer_of
 from flatmin.training import InputError, Training, load, models, train
 
 NAMES = recipes.names()
@@ -161,7 +161,7 @@ def test_a_smoke_run_trains(name: str):
         if "surfaces" in recipe.needs and not hasattr(analysis, "surface"):
             run = replace(run, analysis=())
         run = replace(run, epochs=1, limit=200, batch=64)
-        done = train(run, data, look=look_of(run))
+        done = train(run, data, observer=observer_of(run))
         assert set(done.examined) == set(run.examine)
         assert set(done.observed) == set(run.observe)
         assert set(asked(run.analysis).measures) <= set(done.analysed)

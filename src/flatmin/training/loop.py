@@ -33,7 +33,7 @@ from flatmin.training.checkpoints import Checkpoints
 from flatmin.training.data.batches import Batch, BatchSampler, ImageSet, RunData
 from flatmin.training.data.images import ImageData, load
 from flatmin.training.errors import InputError
-from flatmin.training.look import Closures, Look
+from flatmin.training.observer import Closures, Observer
 from flatmin.training.processes import Parallel, ProcessGroup
 from flatmin.training.recorder import EpochSummary, Recorder
 from flatmin.training.resume import Session
@@ -126,7 +126,7 @@ def train(
     checkpoints: Path | str | None = None,
     device: torch.device | str | None = None,
     parallel: Parallel = "ddp",
-    look: Callable[[Learner, RunData], Look] | None = None,
+    observer: Callable[[Learner, RunData], Observer] | None = None,
 ) -> Run:
     """Train once.
 
@@ -140,14 +140,14 @@ def train(
         device: on which to train; default the GPU, if there is one, or else the CPU.
         parallel: what each process holds of the model, where `torch.distributed` is initialised:
             all of it ("ddp") or a shard ("fsdp2").
-        look: makes what does the `training.analysis`; default None, where there is none to do.
+        observer: makes what does the `training.analysis`; default None, where there is none to do.
 
     Raises InputError where something of `training` does not exist or does not fit.
     """
-    if training.analysis and look is None:
+    if training.analysis and observer is None:
         raise InputError(
-            f"analysis {training.analysis[0][0]}: `flatmin run` does it; in Python pass look= to "
-            f"train, such as flatmin.studies.run.looks.CellAnalysis"
+            f"analysis {training.analysis[0][0]}: `flatmin run` does it; in Python pass observer= "
+            f"to train, such as flatmin.studies.run.looks.CellAnalysis"
         )
     data = data or load(training.data, limit=training.limit, size=training.size)
     group = ProcessGroup.here(device, parallel)
@@ -157,7 +157,7 @@ def train(
     own = [group.device] if group.device.type == "cuda" else []
     with torch.random.fork_rng(own):  # the caller's random numbers go on as if nothing were
         torch.manual_seed(derive(training.seed, "weights"))
-        return _train(training, data, watch, saved, group, look if training.analysis else None)
+        return _train(training, data, watch, saved, group, observer if training.analysis else None)
 
 
 def _train(
@@ -166,14 +166,14 @@ def _train(
     watch: Watch | None,
     checkpoints: Checkpoints | None,
     group: ProcessGroup,
-    look: Callable[[Learner, RunData], Look] | None,
+    observer: Callable[[Learner, RunData], Observer] | None,
 ) -> Run:
     run_data = RunData(training, data, group)
     # Found now: what is missing, or does not fit, is better told before hours of training.
     further = {name: evaluation.find(name, data, run_data) for name in training.examine}
     learner = Learner.begin(training, run_data, _model(training, data, run_data, group), group)
-    if look is not None:
-        learner = replace(learner, look=look(learner, run_data))
+    if observer is not None:
+        learner = replace(learner, observer=observer(learner, run_data))
     session = learner.session(checkpoints)
     curve = [Epoch(**values) for values in session.resume()]
     for number in range(len(curve) + 1, training.epochs + 1):
@@ -189,7 +189,7 @@ def _train(
         chance=100 / len(data.classes),
         examined={name: _examined(learner, asked) for name, asked in further.items()},
         observed=learner.recorder.values,
-        analysed={} if learner.look is None else learner.look.values,
+        analysed={} if learner.observer is None else learner.observer.values,
         device=group.name,
         processes=group.world,
     )
@@ -225,8 +225,8 @@ def _epoch(learner: Learner, run_data: RunData, number: int) -> Epoch:
     # Before the model is evaluated or saved: each rank has normalised its own share.
     learner.group.agree(learner.model)
     learner.recorder.ended(outputs)
-    if learner.look is not None:
-        learner.look.ended(number)
+    if learner.observer is not None:
+        learner.observer.ended(number)
     return Epoch(
         loss=outputs.loss,
         train_accuracy=outputs.accuracy,
@@ -260,7 +260,7 @@ class Learner:
     primary: BatchSampler
     auxiliary: BatchSampler | None
     recorder: Recorder
-    look: Look | None = None
+    observer: Observer | None = None
 
     @classmethod
     def begin(
@@ -310,7 +310,7 @@ class Learner:
             self.schedule,
             streams,
             self.recorder,
-            self.look,
+            self.observer,
         )
 
     @property
@@ -352,8 +352,8 @@ class Learner:
             if other is None
             else (partial(self._loss, batch, metrics), partial(self.loss_in_parts, other, metrics))
         )
-        if self.look is not None:
-            closures = self.look.wrap(closures, batch, other)
+        if self.observer is not None:
+            closures = self.observer.wrap(closures, batch, other)
         return self.optimizer.step(*closures)
 
     def _losses(

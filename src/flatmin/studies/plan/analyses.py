@@ -55,6 +55,11 @@ SENTENCES: Mapping[str, str] = {
 """What the curves are, by measure."""
 
 
+def _several(shares: Any) -> Any:
+    """One share is a list of one."""
+    return [shares] if isinstance(shares, int | float) else shares
+
+
 class AnalysisOptions(Strict):
     """What is looked at beside a training.
 
@@ -82,7 +87,7 @@ class AnalysisOptions(Strict):
     gradient_norms: int = Field(0, ge=0)
     at: Annotated[
         tuple[Annotated[float, Field(gt=0, le=1)], ...],
-        BeforeValidator(lambda x: x if isinstance(x, list | tuple) else [x]),
+        BeforeValidator(_several),
     ] = (1.0,)
     alignment: int = Field(0, ge=0)
     components: int = Field(0, ge=0)

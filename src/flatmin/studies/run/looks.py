@@ -24,8 +24,8 @@ from flatmin.studies.plan.analyses import (
 )
 from flatmin.training.data.batches import Batch, RunData
 from flatmin.training.errors import InputError
-from flatmin.training.look import Closures
 from flatmin.training.loop import Learner
+from flatmin.training.observer import Closures
 
 
 def _begins_at_home(optimizer: SharpnessAware) -> bool:
@@ -140,7 +140,7 @@ class CellAnalysis:
         if self._auxiliary is not None:
             self._auxiliary.load(state["auxiliary"])
 
-    # Look.
+    # Observer.
 
     def _loss(self, model: nn.Module, batch: Images) -> Tensor:
         """As in training, in float32 whatever its precision."""

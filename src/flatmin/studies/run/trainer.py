@@ -16,8 +16,8 @@ from flatmin.studies.store.row import Row, row_of
 from flatmin.training import checkpoints
 from flatmin.training.data.batches import RunData
 from flatmin.training.data.images import ImageData, load
-from flatmin.training.look import Look
 from flatmin.training.loop import Epoch, Learner, Training, Watch, train
+from flatmin.training.observer import Observer
 
 WORTH_KEEPING = 60.0
 """Estimated seconds from which a run leaves checkpoints; a shorter one is sooner done again."""
@@ -61,7 +61,7 @@ class Trainer:
                 watch(number, epoch)
 
             saved = self._saved(training)
-            run = train(training, data, both, checkpoints=saved, look=look_of(training))
+            run = train(training, data, both, checkpoints=saved, observer=observer_of(training))
         return row_of(run, images=data.fingerprint(), wall=time.perf_counter() - start)
 
     def clear(self, training: Training) -> None:
@@ -83,7 +83,7 @@ class Trainer:
         return _Curves(self.tensorboard / training.method / training.key)
 
 
-def look_of(training: Training) -> Callable[[Learner, RunData], Look] | None:
+def observer_of(training: Training) -> Callable[[Learner, RunData], Observer] | None:
     """What does the analysis of a training; scipy is loaded where there is one."""
     if not training.analysis:
         return None

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -247,8 +247,10 @@ class RunData:
         size = min(size, len(self._images))
         left = math.inf if count is None else count
         while left > 0:
-            parts = torch.randperm(len(self._images), generator=source).split(size)
-            for rows in parts if count is None else parts[: len(self._images) // size]:
+            order = torch.randperm(len(self._images), generator=source)
+            whole = len(order) if count is None else len(order) // size * size
+            parts = cast("tuple[Tensor, ...]", order[:whole].split(size))
+            for rows in parts:
                 if left > 0:
                     yield self._images.plain(rows)
                 left -= 1

@@ -11,7 +11,7 @@ Closures: TypeAlias = tuple[Callable[..., Any], ...]
 """Of one step: of the primary batch and, where the method looks at one, of the auxiliary one."""
 
 
-class Look(Protocol):
+class Observer(Protocol):
     """Sees every step and every epoch of a training, and leaves both as they are."""
 
     @property
