@@ -17,7 +17,8 @@ Where to start reading: `objective` (the loss as a function of some parameters; 
 else), with `untouched` (the model in a chosen mode, nothing left changed), `batches` and
 `parameters`. Then `curvature` (products with the Hessian, by what `second` makes possible) and
 `gauss_newton`; `lanczos` (a basis from as many starts as it takes), on which `eigen` and `spectrum`
-stand; and `sharpness`. A new matrix is a `Curvature` with `_graph` and `_multiplied`; a new
+stand; and `sharpness`. `alignment` and `components` watch a training, `noise` looks at gradients of
+batches, and `bounds` computes what the papers prove. A new matrix is a `Curvature` with `_graph` and `_multiplied`; a new
 measurement is a function of an `Objective`.
 """
 
