@@ -18,8 +18,8 @@ else), with `untouched` (the model in a chosen mode, nothing left changed), `bat
 `parameters`. Then `curvature` (products with the Hessian, by what `second` makes possible) and
 `gauss_newton`; `lanczos` (a basis from as many starts as it takes), on which `eigen` and `spectrum`
 stand; and `sharpness`. `alignment` and `components` watch a training, `noise` looks at gradients of
-batches, and `bounds` computes what the papers prove. A new matrix is a `Curvature` with `_graph` and `_multiplied`; a new
-measurement is a function of an `Objective`.
+batches, and `bounds` computes what the papers prove. A new matrix is a `Curvature` with `_graph`
+and `_multiplied`; a new measurement is a function of an `Objective`.
 """
 
 from flatmin.analysis import bounds
