@@ -225,6 +225,7 @@ def test_theorem_2_against_explicit_matrices(seed: int, scale: float):
         assert found.holds
     assert found.small_enough or scale == 1.0
     assert found.gradients <= 8
+    assert torch.allclose(analysis.Hessian(model, loss, B).gradient(), a, rtol=1e-12)
 
 
 def test_bad_questions_are_one_line():

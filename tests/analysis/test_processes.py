@@ -34,7 +34,9 @@ def one() -> dict[str, Any]:
 EXACT = ("Hessian", "GaussNewton", "EmpiricalFisher", "samples", "eigenvalues", "value", "gradient")
 
 
-@pytest.mark.parametrize("name", [*EXACT, "sharded value", "sharded gradient"])
+@pytest.mark.parametrize(
+    "name", [*EXACT, "noise", "alignment", "sharded value", "sharded gradient"]
+)
 def test_two_processes_see_what_one_sees(name: str, one: Any, both: Any):
     expected = torch.tensor(one[name], dtype=torch.float64)
     for rank in both:
