@@ -1,7 +1,7 @@
 """What curvature costs, in gradients, and how near it comes: `flatmin.analysis` beside its peers.
 
-    python benchmarks/analysis.py [--rows product,vit,eigenvalues,hard,trace,surface,memory]
-        [--rounds 5] [--steps 300] [--threads 2] [--json FILE]
+    python benchmarks/analysis.py [--rounds 5] [--steps 300] [--threads 2] [--json FILE]
+        [--rows product,vit,eigenvalues,hard,trace,surface,memory,alignment,theorem]
 
 The network is ResNet-20, trained for `--steps` steps of SGD on CIFAR-10 ($FLATMIN_DATA), in
 evaluation mode; the images are real. Costs are CPU time in units of one gradient (forward and
@@ -32,6 +32,7 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+import flatmin
 from flatmin import analysis
 from flatmin.training import models
 from flatmin.training.data import images
@@ -271,6 +272,58 @@ def surface_row(model: nn.Module, batch: Batch, rounds: int) -> dict[str, Any]:
     return {"of forward speed": round(1 / found["points"], 3), "weights bit-identical": same}
 
 
+def alignment_row(batch: Batch, rounds: int) -> dict[str, Any]:
+    """What watching the alignment every 10 steps adds to a training, in % of its CPU time.
+
+    Batches of 128 and auxiliary ones of 32; in each round 10 steps without and 10 with, from the
+    same weights.
+    """
+    found: dict[str, Any] = {}
+    for name, method in (("Agnostic-SAM", flatmin.AgnosticSAM), ("SAM", flatmin.SAM)):
+        model = models.build("resnet20", channels=3, size=32, classes=10).train()
+        base = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        optimizer = method(base, rho=0.05, model=model)
+        monitor = analysis.AlignmentMonitor(model, every=10, optimizer=optimizer)
+        primary, auxiliary = (
+            (batch[0][:128], batch[1][:128]),
+            (batch[0][128:160], batch[1][128:160]),
+        )
+        closures = _closures(model, primary), _closures(model, auxiliary)
+        takes = 2 if optimizer.direction.auxiliary_passes else 1
+        added: list[float] = []
+        for _ in range(rounds + 1):
+            plain = cpu(lambda: [optimizer.step(*closures[:takes]) for _ in range(10)])
+            monitor.step = 0
+            watched = cpu(lambda: [optimizer.step(*monitor.wrap(*closures)) for _ in range(10)])
+            added.append(100 * (watched / plain - 1))
+        monitor.close()
+        found[name] = {
+            "added, %": round(statistics.median(added[1:]), 1),  # the first round allocates
+            "rounds, %": [round(x, 1) for x in added[1:]],
+        }
+    return found
+
+
+def _closures(model: nn.Module, batch: Batch) -> Callable[[], Tensor]:
+    def closure() -> Tensor:
+        value = loss(model, batch)
+        value.backward()
+        return value
+
+    return closure
+
+
+def theorem_row(model: nn.Module, batch: Batch, rounds: int) -> dict[str, Any]:
+    """Theorem 2 at a step, in gradients on the primary batch of 128; the auxiliary one has 32."""
+    primary, auxiliary = (batch[0][:128], batch[1][:128]), (batch[0][128:160], batch[1][128:160])
+    rows = {
+        "a measurement": lambda: analysis.alignment_theorem(
+            model, loss, primary, auxiliary, rho1=0.1, rho2=0.05
+        )
+    }
+    return ratios(gradient(model, primary), rows, rounds)
+
+
 def resident() -> int:
     """Bytes of memory that this process holds, those aside that the allocator has kept."""
     gc.collect()
@@ -349,7 +402,10 @@ class Peak:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", default="product,vit,eigenvalues,hard,trace,surface,memory")
+    parser.add_argument(
+        "--rows",
+        default="product,vit,eigenvalues,hard,trace,surface,memory,alignment,theorem",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--threads", type=int, default=2)
@@ -368,6 +424,8 @@ def main() -> None:
         "trace": lambda: trace_row(model, data),
         "surface": lambda: surface_row(model, more, options.rounds),
         "memory": lambda: memory_row(model, more),
+        "alignment": lambda: alignment_row(data, options.rounds),
+        "theorem": lambda: theorem_row(model, data, options.rounds),
     }
     found: dict[str, Any] = {}
     for name in options.rows.split(","):

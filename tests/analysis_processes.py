@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+import flatmin
 from flatmin import analysis
 
 CASE = CASES["convolutions, BatchNorm"]
@@ -45,6 +46,9 @@ def found(rank: int = 0, ranks: int = 1) -> dict[str, Any]:
     result["eigenvalues"] = analysis.eigenvalues(H, 3, tol=1e-6).values.tolist()
     value, gradient = H.objective.value_and_gradient()
     result["value"], result["gradient"] = value, gradient.tolist()
+    noise = analysis.gradient_noise(model, loss, batches, batch=2, mode="eval")
+    result["noise"] = [noise.full, noise.variance, *sorted(noise.squared_norms.tolist())]
+    result["alignment"] = alignment(rank, ranks)
     if ranks > 1:  # the model trains on as if nothing had been
         model.train()
         loss(model, batches[0]).backward()
@@ -91,6 +95,31 @@ def surfaces(rank: int, ranks: int) -> dict[str, Any]:
     mine = shares(batches, rank, ranks)
     result["replicas"] = analysis.surface(model, loss, mine, **options).losses.tolist()
     return result
+
+
+def alignment(rank: int, ranks: int) -> list[float]:
+    """Cosines along three steps, each rank with its half of both batches."""
+    model: nn.Module = SHARDED.model()
+    inputs, labels = (torch.cat(part) for part in zip(*SHARDED.batches(), strict=True))
+    if ranks > 1:
+        model = DistributedDataParallel(model)
+    base = torch.optim.SGD(model.parameters(), lr=0.3)
+    optimizer = flatmin.AgnosticSAM(base, rho=0.1, model=model)
+    monitor = analysis.AlignmentMonitor(model, every=1, optimizer=optimizer)
+
+    def on(start: int, count: int) -> Any:
+        part = slice(start + rank * count // ranks, start + (rank + 1) * count // ranks)
+
+        def closure() -> torch.Tensor:
+            value = loss(model, (inputs[part], labels[part]))
+            value.backward()
+            return value
+
+        return closure
+
+    for _ in range(3):
+        optimizer.step(*monitor.wrap(on(0, 6), on(6, 4)))
+    return [*monitor.alignment.before.tolist(), *monitor.alignment.after.tolist()]
 
 
 def sharded(rank: int, ranks: int) -> dict[str, Any]:

@@ -212,11 +212,9 @@ def test_error_bars_cover(name: str, ask: str):
     else:
         found = [analysis.spectrum(A, 40, seed=s).trace for s in range(REPEATS)]
     z = np.array([(e.value - truth) / e.error for e in found])
-    # after copies it is said to be the less certain
-    most = 1.0 if (ask, name) == ("spectrum", "copies") else 0.88
-    assert 0.5 <= np.mean(np.abs(z) < 1) <= most
-    assert np.mean(np.abs(z) < 2) >= 0.83
-    assert np.mean(np.abs(z) < 4) >= 0.98
+    assert 0.5 <= np.mean(np.abs(z) < 1) <= 0.88
+    assert np.mean(np.abs(z) < 2) >= 0.8  # XTrace, where eigenvalues decay: nine of ten
+    assert np.mean(np.abs(z) < 4) >= 0.97
     assert (
         abs(np.mean([e.value for e in found]) - truth)
         < 4 * np.std(z) * found[0].error / REPEATS**0.5
@@ -278,7 +276,7 @@ def test_converged_values_count_as_one_eigenvalue_each():
             basis.extend(len(basis) - 1)
         nodes, S, _ = basis.ritz()
         plain.append(len(values) * (S[0] ** 2) @ nodes - values.sum())
-        assert np.allclose(np.sort(found.nodes[found.converged])[-4:], 110, rtol=1e-3)
+        assert np.allclose(np.sort(found.nodes[found.converged])[-3:], 110, rtol=1e-3)
     assert np.std(ours) < 0.1 * np.std(plain)
 
 

@@ -230,7 +230,10 @@ def test_differences_of_a_network_with_kinks_say_that_they_mean_nothing():
 
 
 class Moving(nn.Module):
-    """A buffer that every pass moves, as codebooks and queues do, and one put there anew."""
+    """A buffer that every pass moves, as codebooks and queues do, and one put there anew.
+
+    And frozen weights that follow the others, as teachers do, unseen by counts of versions.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -238,9 +241,11 @@ class Moving(nn.Module):
         self.norm = nn.BatchNorm1d(3)
         self.register_buffer("count", torch.zeros(()))
         self.register_buffer("last", torch.zeros(3))
+        self.teacher = nn.Linear(6, 3, bias=False).requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        z = self.norm(self.linear(x))
+        self.teacher.weight.data.lerp_(self.linear.weight.detach(), 0.1)
+        z = self.norm(self.linear(x)) + 0.1 * self.teacher(x)
         self.count += 1
         self.last = z.detach().mean(0)
         return z

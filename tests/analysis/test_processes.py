@@ -34,10 +34,10 @@ def one() -> dict[str, Any]:
 EXACT = ("Hessian", "GaussNewton", "EmpiricalFisher", "samples", "eigenvalues", "value", "gradient")
 
 
-MORE = ("replicas", "sharded value", "sharded gradient")
-
-
-@pytest.mark.parametrize("name", [*EXACT, *MORE])
+@pytest.mark.parametrize(
+    "name",
+    [*EXACT, "replicas", "noise", "alignment", "sharded value", "sharded gradient"],
+)
 def test_two_processes_see_what_one_sees(name: str, one: Any, both: Any):
     expected = torch.tensor(one[name], dtype=torch.float64)
     for rank in both:

@@ -16,13 +16,15 @@ import yaml
 from comparisons import row
 from torch.utils.flop_counter import FlopCounterMode
 
-from flatmin import methods
+from flatmin import analysis, methods
 from flatmin.studies.plan import estimate
 from flatmin.studies.plan import recipe as recipes
+from flatmin.studies.plan.analyses import asked
 from flatmin.studies.plan.grid import ScaledRecipe
 from flatmin.studies.plan.measures import value
 from flatmin.studies.plan.recipe import Recipe
 from flatmin.studies.plan.tuning import Progress
+from flatmin.studies.run.trainer import observer_of
 from flatmin.training import InputError, Training, load, models, train
 
 NAMES = recipes.names()
@@ -154,10 +156,15 @@ def test_the_listing_tells_what_each_scale_takes():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_smoke_run_trains(name: str):
     data = load("digits", limit=200)
-    for run in found(name).at("smoke").runs[-1:]:  # none where another part trains
-        done = train(replace(run, epochs=1, limit=200, batch=64), data)
+    recipe = found(name)
+    for run in recipe.at("smoke").runs[-1:]:  # none where another part trains
+        if "surfaces" in recipe.needs and not hasattr(analysis, "surface"):
+            run = replace(run, analysis=())
+        run = replace(run, epochs=1, limit=200, batch=64)
+        done = train(run, data, observer=observer_of(run))
         assert set(done.examined) == set(run.examine)
         assert set(done.observed) == set(run.observe)
+        assert set(asked(run.analysis).measures) <= set(done.analysed)
 
 
 def test_a_recipe_is_found_by_name_and_by_path():
@@ -512,7 +519,27 @@ def test_the_share_of_perturbed_steps_is_expected_as_the_paper_reports_it():
         ({"grid": {"noise": ["1.5"]}}, "full: noise 1.5 is outside [0, 1)"),
         ({"seeds": 0}, "seeds: input should be greater than or equal to 1, found 0"),
         ({"measure": "accurcy"}, "unknown measure 'accurcy': did you mean"),
-        ({"needs": ["magic"]}, "needs.0: input should be 'analysis' or 'meta'"),
+        ({"needs": ["magic"]}, "needs.0: input should be 'analysis', 'meta' or 'surfaces'"),
+        (
+            {"needs": ["analysis"], "fields": {**GOOD["fields"], "analysis": {"eigenvaluse": 5}}},
+            "full: analysis: unknown key 'eigenvaluse': did you mean eigenvalues?",
+        ),
+        (
+            {"needs": ["analysis"], "fields": {**GOOD["fields"], "analysis": {"at": [1.5]}}},
+            "full: analysis: at.0: input should be less than or equal to 1, found 1.5",
+        ),
+        (
+            {"needs": ["analysis"], "fields": {**GOOD["fields"], "analysis": {"surface": 4}}},
+            "full: analysis: surface 4: an odd number from 3 on",
+        ),
+        (
+            {"needs": ["analysis"], "measure": "analysis:eigenvalue-1"},
+            "unknown measure 'analysis:eigenvalue-1'",
+        ),
+        (
+            {"fields": {**GOOD["fields"], "analysis": {"eigenvalues": 5}}},
+            "full: analysis is not among needs: write `needs: [analysis]`",
+        ),
         ({"tune": {"rho": [0.1], "factors": [1]}}, "tune: takes either rho or factors"),
         (
             {"exceptions": [{"at": {"model": "x"}, "set": {}}]},

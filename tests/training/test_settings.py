@@ -429,6 +429,7 @@ def test_every_field_is_part_of_the_key():
         "observe": ("losses",),
         "augment": True,
         "options": (("theta", 0.5),),
+        "analysis": (("eigenvalues", 5),),
         "milestones": (0.5,),
     }
     keys = {SHORT.key}

@@ -18,13 +18,27 @@ else), with `untouched` (the model in a chosen mode, nothing left changed), `bat
 `parameters`. Then `curvature` (products with the Hessian, by what `second` makes possible) and
 `gauss_newton`; `lanczos` (a basis from as many starts as it takes), on which `eigen` and `spectrum`
 stand; `sharpness`; and `surfaces`, over the lines and planes of `planes`, kept by `grids` and drawn
-by `pictures`. A new matrix is a `Curvature` with `_graph` and `_multiplied`; a new measurement is a
-function of an `Objective`.
+by `pictures`. `alignment` and `components` watch a training, `noise` looks at gradients of batches,
+and `bounds` computes what the papers prove. A new matrix is a `Curvature` with `_graph` and
+`_multiplied`; a new measurement is a function of an `Objective`.
 """
 
+from flatmin.analysis import bounds
+from flatmin.analysis.alignment import Alignment, AlignmentMonitor
+from flatmin.analysis.alignment_theorem import AlignmentTheorem, alignment_theorem
+from flatmin.analysis.components import ComponentMonitor, Components, components
 from flatmin.analysis.curvature import Curvature, Hessian
 from flatmin.analysis.eigen import Eigenvalues, eigenvalues
 from flatmin.analysis.gauss_newton import EmpiricalFisher, GaussNewton
+from flatmin.analysis.noise import (
+    GradientNoise,
+    Histogram,
+    Normality,
+    PolicyTrace,
+    QuantilePlot,
+    gradient_noise,
+    policy_trace,
+)
 from flatmin.analysis.objective import Objective
 from flatmin.analysis.parameters import Parameters
 from flatmin.analysis.planes import (
@@ -40,25 +54,40 @@ from flatmin.analysis.surfaces import Surface, accuracy, surface
 from flatmin.analysis.untouched import untouched
 
 __all__ = [
+    "Alignment",
+    "AlignmentMonitor",
+    "AlignmentTheorem",
+    "ComponentMonitor",
+    "Components",
     "Curvature",
     "Density",
     "Eigenvalues",
     "EmpiricalFisher",
     "Estimate",
     "GaussNewton",
+    "GradientNoise",
     "Hessian",
+    "Histogram",
+    "Normality",
     "Objective",
     "Parameters",
     "Plane",
+    "PolicyTrace",
+    "QuantilePlot",
     "Sharpness",
     "Spectrum",
     "Surface",
     "accuracy",
+    "alignment_theorem",
+    "bounds",
+    "components",
     "density",
     "eigenvalues",
+    "gradient_noise",
     "line_between",
     "plane_of",
     "plane_through",
+    "policy_trace",
     "random_directions",
     "sharpness",
     "spectrum",

@@ -15,8 +15,9 @@ from scipy.sparse.linalg import (
 )
 from torch import Tensor
 
-from flatmin.analysis.curvature import PIECE, Curvature, ProgressLine
+from flatmin.analysis.curvature import Curvature, ProgressLine
 from flatmin.analysis.second import say_once
+from flatmin.analysis.vectors import dot
 from flatmin.engine import check
 
 Array: TypeAlias = "NDArray[Any]"
@@ -157,7 +158,7 @@ class Basis:
         """
         m = len(self)
         w = self.products(self._rows[m])
-        there = 0.0 if end is None else _dot(self._rows[end], w)
+        there = 0.0 if end is None else dot(self._rows[end], w)
         T = np.zeros((m + 1, m + 1))
         T[:m, :m] = self.matrix
         coefficients = self._remove(w, m + 1)
@@ -203,9 +204,13 @@ class Basis:
         ends = self.ends
         if not ends:
             return np.zeros((1, S.shape[1]))
-        gram = np.array([[float(self._ends[a] @ self._ends[b]) for b in ends] for a in ends])
+        gram = self.gram(ends)
         parts = S[ends]
         return np.maximum(parts * (gram @ parts), 0.0)
+
+    def gram(self, ends: Sequence[int]) -> Array:
+        """Inner products of what sequences would go on with."""
+        return np.array([[float(self._ends[a] @ self._ends[b]) for b in ends] for a in ends])
 
     def vectors(self, S: Array) -> Tensor:
         """Vectors with these coefficients, one a column."""
@@ -236,14 +241,6 @@ class Basis:
 
 def _norm(x: Tensor) -> float:
     return float(cast(Any, torch.linalg).vector_norm(x, dtype=torch.float64))
-
-
-def _dot(x: Tensor, y: Tensor) -> float:
-    total = 0.0
-    for begin in range(0, len(x), PIECE):
-        piece = slice(begin, begin + PIECE)
-        total += float(x[piece].double() @ y[piece].double())
-    return total
 
 
 def could_hide(alpha: Array, beta: Array, end: float, value: float, room: int) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias, cast
 
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from flatmin.engine import check
+from flatmin.engine.space import Space
+from flatmin.engine.vec import Term, Vector
+from flatmin.engine.walk import Walk
 
 Subset: TypeAlias = "Iterable[Tensor] | Iterable[str] | str | Callable[[str, Tensor], bool] | None"
 """Which parameters: tensors, names (with * and ? as in file names), or a rule on both."""
@@ -110,6 +114,36 @@ class Parameters:
         """`unflatten`, in the type, on the device and in the shards of each parameter, or leaf."""
         pieces = self.unflatten(vector)
         return [_placed(x, p) for x, p in zip(pieces, leaves or self.tensors, strict=True)]
+
+    @contextmanager
+    def moving(
+        self, leaves: Sequence[Tensor] | None = None
+    ) -> Generator[Callable[[Tensor | None], None]]:
+        """Within, `move(v)` takes the weights to `w + v`, and `move(None)` home.
+
+        Every place is computed from a copy of `w`, which comes back bit for bit at the end, also
+        after an exception. It costs two copies of the weights.
+        """
+        moved = list(leaves or self.tensors)
+        walk = Walk(Space([moved]), [moved])
+
+        @torch.no_grad()
+        def move(v: Tensor | None) -> None:
+            walk.go(None if v is None else self.displacement(walk.space, v, leaves))
+
+        walk.begin()
+        try:
+            yield move
+        finally:
+            with torch.no_grad():
+                walk.back()
+
+    def displacement(
+        self, space: Space, v: Tensor, leaves: Sequence[Tensor] | None = None
+    ) -> Vector:
+        """A flat vector as the engine's, laid out as `space` over the parameters, or leaves."""
+        pieces = self.like(v, leaves)
+        return Vector(Term(space.join([space.piece(i, x) for i, x in enumerate(pieces)])))
 
 
 def _whole(t: Tensor) -> Tensor:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from flatmin.analysis.batches import batches_of, chunks_of
+from flatmin.analysis.metric import metric_of
 from flatmin.analysis.objective import Loss, Objective
 from flatmin.analysis.parameters import Subset
 from flatmin.analysis.untouched import Mode
 from flatmin.engine import check
-from flatmin.engine.space import Space
-from flatmin.engine.vec import TINY, Term, Vector
+from flatmin.engine.vec import TINY
 from flatmin.geometry import Euclidean, Geometry
 
 METHODS = ("ascent", "projected", "average")
@@ -180,7 +180,7 @@ class _Look:
         self._losses = self._gradients = 0
         self.loss, self._grad = objective.value_and_gradient()
         self._gradients += 1
-        self._T = metric_of(objective, geometry, self._grad)
+        self._T = metric_of(objective.parameters, geometry, self._grad, objective.leaves)
         self._gain = geometry.gain
 
     def ascent(self, radii: Sequence[float]) -> Sharpness:
@@ -269,62 +269,6 @@ class _Look:
     ) -> Sharpness:
         cost = self._gradients + self._losses / 3
         return Sharpness(tuple(radii), tuple(rises), tuple(errors), tuple(lengths), self.loss, cost)
-
-
-class _Home:
-    """What a geometry asks of a step, at weights that no optimizer holds."""
-
-    step = 0
-
-    def __init__(self, objective: Objective, grad: Tensor) -> None:
-        leaves = [p.detach() for p in objective.leaves]
-        self._space = Space(
-            [leaves], names=dict(zip(leaves, objective.parameters.names, strict=True))
-        )
-        self._params = objective.parameters.tensors
-        self._names = objective.parameters.names
-        self.weights = Vector(Term(self._space.join(self._space.pieces)))
-        self.grad = objective.displacement(self._space, grad)
-        self.each = self._space.each
-        self.spread = self._space.spread
-
-    @property
-    def blocks(self) -> int:
-        return len(self._space.blocks)
-
-    def members(self, j: int) -> Sequence[int]:
-        return self._space.blocks[j].members
-
-    def parameter(self, i: int) -> Tensor:
-        return self._params[i]
-
-    def name(self, i: int) -> str:
-        return self._names[i]
-
-    def like(self, j: int) -> Tensor:
-        return self.weights.block(j)
-
-
-def metric_of(objective: Objective, geometry: Geometry, grad: Tensor) -> Tensor:
-    """The diagonal `T` of a geometry at the weights, as a flat vector in double precision.
-
-    Args:
-        objective: whose parameters.
-        geometry: any of `flatmin.geometry`.
-        grad: the gradient there, as a flat vector.
-    """
-    if geometry.trivial:
-        return torch.ones((), dtype=torch.float64, device=grad.device)
-    geometry.require(
-        dict(zip(objective.parameters.names, objective.parameters.tensors, strict=True))
-    )
-    home: Any = _Home(objective, grad)
-    blocks: list[Tensor] = []
-    for j in range(home.blocks):
-        factor = geometry.metric(home, j)
-        ones = torch.ones_like(home.like(j))
-        blocks.append(ones * factor)
-    return objective.parameters.flatten(home.spread(blocks), torch.float64)
 
 
 def _norm(x: Tensor) -> float:

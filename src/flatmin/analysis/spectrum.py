@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from flatmin.analysis.lanczos import Array, Basis, Products, ordered
@@ -18,6 +19,10 @@ CONVERGED = 1e-2
 
 UNKNOWN = 0.1
 """A share that is known no closer than this is not told."""
+
+
+FEWEST = 3
+"""Random vectors of which it is asked how much their images have in common; two say too little."""
 
 
 @dataclass(frozen=True)
@@ -137,12 +142,17 @@ class Spectrum:
 def spectrum(H: Any, products: int = 40, *, seed: int = 0) -> Spectrum:
     """The spectrum of a symmetric operator: density, trace and the extreme eigenvalues at once.
 
-    Lanczos from a random start for four fifths of the products, and for the rest from further ones,
-    orthogonal to all before, which find copies. The weights of a Gauss quadrature,
-    `(first component)²`, are random where they are of single eigenvalues; a converged Ritz value
-    counts as what it is, one of `size`, and only the rest is estimated:
+    Lanczos from a random start takes half of the products and gives density and extreme values. The
+    weights of its Gauss quadrature, `(first component)²`, are random where they are of single
+    eigenvalues; a converged Ritz value counts as what it is, one of `size`. The other half goes to
+    further random vectors `u_i`, orthogonal to all before, for what the trace has outside:
 
-        tr H = Σ_converged λ + (size - c) Σ_rest τ θ / Σ_rest τ
+        tr H = tr(Qᵀ H Q) + d · mean of u_iᵀ H u_i,   d the dimensions outside of the basis Q
+
+    each left out once, so that `Q` holds all others. Where few directions hold most of what is
+    outside, as copies of large eigenvalues do, the images `H u_i` are taken into the basis, too.
+    Ten and more copies, or many with few products, still take more products than they get; then the
+    error says so, at most by a third too little.
 
     Args:
         H: an operator of this package, any scipy `LinearOperator` or a matrix.
@@ -173,107 +183,210 @@ def spectrum(H: Any, products: int = 40, *, seed: int = 0) -> Spectrum:
     check.seed(seed)
     multiply = Products(H)
     basis = Basis(multiply, products, seed)
-    second = max(1, basis.most // 5)
+    probing = _Probing(basis)
+    first = -(-basis.most // 2)
     interrupted = False
     try:
         while not (basis.full or basis.exhausted):
             end = len(basis) - 1
-            if end not in basis.ends or _has_done(basis, basis.most - second):
+            if not len(basis):
                 basis.start()
-            else:
+            elif len(basis) < first and end in basis.ends:
                 basis.extend(end)
+            else:
+                first = 0
+                probing.go_on()
+            probing.begin = len(basis) if first else probing.begin
             multiply.progress.say(f"product {len(basis)} of {basis.most}")
     except KeyboardInterrupt:
         interrupted = True
         if not len(basis):
             raise
     basis.say_asymmetry()
-    return _spectrum_of(basis, interrupted)
+    return _spectrum_of(basis, probing, interrupted)
 
 
-def _has_done(basis: Basis, last: int) -> bool:
-    """Is it time for another start? The first has its share; one that shows a copy has done."""
-    if len(basis.starts) == 1:
-        return len(basis) >= last
-    values, S, residuals = basis.ritz()
-    share = (S[basis.starts[-1] :] ** 2).sum(0)
-    good = residuals <= CONVERGED * np.abs(values)
-    return bool((good & (share > 0.5) & (np.abs(values) > 0.1 * basis.scale)).any())
-
-
-def _spectrum_of(basis: Basis, interrupted: bool) -> Spectrum:
-    nodes, S, residuals = basis.ritz()
-    size, scale = basis.products.size, basis.scale
-    floor = 20 * basis.products.eps * scale
-    converged = residuals <= np.maximum(CONVERGED * np.abs(nodes), floor)
-    rest = size - int(converged.sum())
-    # the first start alone is random in all dimensions; its components are the first row
-    shares = np.where(converged, 0.0, S[0] ** 2)
+def _spectrum_of(basis: Basis, probing: _Probing, interrupted: bool) -> Spectrum:
+    found, S, off = basis.ritz()
+    size = basis.products.size
+    floor = 20 * basis.products.eps * basis.scale
+    known = off <= np.maximum(CONVERGED * np.abs(found), floor)
     if basis.full:
-        converged, rest = np.ones(size, dtype=bool), 0
+        known[:] = True
+    nodes, shares, residuals = _quadrature(basis, found[known], S[:, known], probing.begin)
+    rest = size - int(known.sum())
     total = float(shares.sum())
     if total > 0:
         shares *= rest / size / total
-    weights = np.where(converged, 1.0 / size, shares)
+    order = np.argsort(-np.r_[found[known], nodes], kind="stable")
+    weights = np.r_[np.full(int(known.sum()), 1.0 / size), shares][order]
     weights /= weights.sum()
-    estimate = _trace_of(basis, nodes, S, weights, converged, rest, interrupted)
-    vectors = basis.vectors(S[:, converged])
+    converged = np.r_[np.ones(int(known.sum()), dtype=bool), np.zeros(len(nodes), dtype=bool)]
+    nodes = np.r_[found[known], nodes][order]
+    residuals = np.r_[off[known], residuals][order]
+    if basis.full:
+        value, error = float(nodes.sum()), 0.0
+    else:
+        value, error = probing.trace() or _by_quadrature(size, nodes, weights, converged[order])
+    estimate = Estimate(value, error, basis.products.count, interrupted)
+    vectors = basis.vectors(S[:, known])
     count = basis.products.count
     return Spectrum(
-        nodes, weights, residuals, converged, vectors, size, estimate, count, interrupted
+        nodes, weights, residuals, converged[order], vectors, size, estimate, count, interrupted
     )
 
 
-def _trace_of(
-    basis: Basis,
-    nodes: Array,
-    S: Array,
-    weights: Array,
-    converged: Array,
-    rest: int,
-    interrupted: bool,
-) -> Estimate:
-    """The trace by both starts, and how far chance may have taken it."""
-    size, count = basis.products.size, basis.products.count
-    if rest == 0:
-        return Estimate(float(nodes[converged].sum()), 0.0, count, interrupted)
-    bulk = np.where(converged, 0.0, weights) * size
-    first = float(nodes[converged].sum() + (bulk * nodes).sum())
-    # of a random unit vector u in n dimensions, n uᵀBu varies by 2n/(n + 2) (‖B‖² - tr(B)²/n)
-    norm = float((bulk * nodes**2).sum())
-    variance = 2 * rest / (rest + 2) * max(norm - float((bulk * nodes).sum()) ** 2 / rest, 0.0)
-    if len(basis.starts) == 1:
-        return Estimate(first, math.sqrt(variance), count, interrupted)
-    second, last = _by_second_start(basis, S, converged)
-    # the copy that the last start has shown may not be the last copy
-    error = math.hypot(math.sqrt(variance / 2), last)
-    return Estimate((first + second) / 2, error, count, interrupted)
+def _quadrature(basis: Basis, known: Array, S: Array, begin: int) -> tuple[Array, Array, Array]:
+    """Nodes, weights and residuals of the first start's quadrature, without what is known.
 
+    The first start alone is random in all dimensions, and of its own nodes the weights bound what
+    lies below each of them.
 
-def _by_second_start(basis: Basis, S: Array, converged: Array) -> tuple[float, float]:
-    """The trace within the first sequence, and the second start's estimate of what is outside.
-
-    Of that, too, what is known is taken out: the directions, among those beside the first sequence,
-    that lie in the space of the converged.
-
-    Returns also the largest eigenvalue that the last start has shown first.
+    Args:
+        basis: whose first sequence.
+        known: eigenvalues that have converged.
+        S: their coefficients.
+        begin: where in the basis the first sequence ends.
     """
-    begin = basis.starts[1]
-    inside = float(np.trace(basis.matrix[:begin, :begin]))
-    outer = basis.matrix[begin:, begin:]
-    directions: Array
-    lengths: Array
-    directions, lengths, _ = np.linalg.svd(S[begin:, converged], full_matrices=False)
-    D: Array = directions[:, lengths > 0.7]
-    known = cast(Array, D.T @ outer @ D)
-    u = -D @ D[0]
-    u[0] += 1.0
-    rest = float(u @ outer @ u) / float(u @ u) * (basis.products.size - begin - D.shape[1])
-    latest = basis.starts[-1] - begin
-    values, V = np.linalg.eigh(known)
-    fresh = ((D @ V)[latest:] ** 2).sum(0) > 0.5
-    last = float(np.abs(values[fresh]).max(initial=0.0))
-    return inside + float(np.trace(known)) + rest, last
+    T = basis.matrix[:begin, :begin]
+    eigh = cast(Any, np.linalg.eigh)
+    values, V = cast("tuple[Array, Array]", eigh((T + T.T) / 2))
+    last = math.hypot(
+        basis.going_on(begin - 1), float(np.linalg.norm(basis.matrix[begin:, begin - 1]))
+    )
+    left = list(range(len(values)))
+    for value, share in zip(known, (S[:begin] ** 2).sum(0), strict=True):
+        if share > 0.5 and left:  # not a copy that a later start has shown
+            left.remove(min(left, key=lambda i: abs(values[i] - value)))
+    kept = left[::-1]
+    return values[kept], V[0, kept] ** 2, last * np.abs(V[-1, kept])
+
+
+def _by_quadrature(
+    size: int, nodes: Array, weights: Array, converged: Array
+) -> tuple[float, float]:
+    """The trace by the first start alone, of what an interruption has left, and its error."""
+    bulk = np.where(converged, 0.0, weights) * size
+    inside, rest = float((bulk * nodes).sum()), float(bulk.sum())
+    spread = float((bulk * nodes**2).sum()) - inside**2 / (rest or 1.0)
+    return float(nodes[converged].sum()) + inside, math.sqrt(_variance(rest, spread / (rest or 1)))
+
+
+def _variance(d: float, spread: float) -> float:
+    """Of `d uᵀBu` for a random unit vector `u` in `d` dimensions.
+
+    It is `2 d² / (d + 2) (‖B‖² / d - (tr B / d)²)`; `spread` is what is in brackets, which is also
+    the mean of `‖Bu‖² - (uᵀBu)²`: each vector brings its own estimate of how far it may be off.
+    """
+    return 2 * d**2 / (d + 2) * max(spread, 0.0)
+
+
+@dataclass
+class _Group:
+    """Random vectors that were drawn one after another, orthogonal to all before and to each other.
+
+    Fields:
+        begin: length of the basis before the first.
+        starts: their places in the basis.
+        followed: those of which the basis holds the images, too.
+    """
+
+    begin: int
+    starts: list[int]
+    followed: list[int]
+
+
+class _Probing:
+    """The trace of what lies outside the first sequence, by further random vectors.
+
+    What lies in the span of a basis is known exactly, and a random unit vector `u` in the `d`
+    dimensions beside it tells `d uᵀHu` of the rest. Each vector is left out once, as in XTrace: the
+    span is that of all others, and of their images where these were followed. That pays where few
+    directions hold most of what is left, as copies of large eigenvalues do.
+    """
+
+    def __init__(self, basis: Basis) -> None:
+        self._basis = basis
+        self.begin = 0
+        """Length of the basis when the first sequence ended."""
+        self._groups: list[_Group] = []
+        self._waiting: list[int] = []
+
+    def go_on(self) -> None:
+        """One product more: with another random vector, or with the image of one."""
+        basis = self._basis
+        if self._waiting:
+            start = self._waiting.pop(0)
+            if start in basis.ends:
+                basis.extend(start)
+                self._groups[-1].followed.append(start)
+                return
+        if not self._groups or self._groups[-1].followed:
+            self._groups.append(_Group(len(basis), [], []))
+        basis.start()
+        group = self._groups[-1]
+        group.starts.append(len(basis) - 1)
+        if self._pays(group.starts):
+            self._waiting = list(group.starts)
+
+    def _pays(self, starts: list[int]) -> bool:
+        """Is more than half of each image in the span of the other ones, and is there room?
+
+        Then following them all takes away more of the variance than as many new vectors would.
+        """
+        basis = self._basis
+        room = basis.most - len(basis)
+        if len(starts) < FEWEST or len(starts) > room or any(s not in basis.ends for s in starts):
+            return False
+        gram = basis.gram(starts)
+        if float(gram.diagonal().min()) <= 0.0:
+            return False
+        scaled = gram / np.sqrt(np.outer(gram.diagonal(), gram.diagonal()))
+        alone = 1.0 / np.linalg.inv(scaled + 1e-12 * np.eye(len(starts))).diagonal()
+        return float(alone.mean()) < 0.5
+
+    def trace(self) -> tuple[float, float] | None:
+        """The trace and its standard error; None where no vector was tried."""
+        found = [self._of_group(group) for group in self._groups if group.starts]
+        if not found:
+            return None
+        # each group is right by itself, whatever the ones before it were: weigh them by precision
+        smallest = max(max(v for _, v in found) * 1e-12, 1e-300)
+        weights = np.array([1.0 / max(v, smallest) for _, v in found])
+        values = np.array([value for value, _ in found])
+        variance = 1.0 / weights.sum() if max(v for _, v in found) > 0 else 0.0
+        return float(weights @ values / weights.sum()), math.sqrt(variance)
+
+    def _of_group(self, group: _Group) -> tuple[float, float]:
+        """The mean over the vectors of a group, and its variance.
+
+        Where a few directions hold what is left, the variances that the vectors bring differ, and
+        their mean is as uncertain as a chi-square of so many degrees of freedom (Satterthwaite).
+        """
+        looks = [self._without(group, start) for start in group.starts]
+        values, variances = (np.array(column) for column in zip(*looks, strict=True))
+        count, mean = len(values), float(variances.mean())
+        spread = float(variances.var(ddof=1)) / count if count > 1 else 2 * mean**2
+        freedom = 2 * mean**2 / spread if spread > 0 else math.inf
+        return float(values.mean()), mean / count * _student(max(freedom, 1.0)) ** 2
+
+    def _without(self, group: _Group, start: int) -> tuple[float, float]:
+        """The trace by one vector, and how far chance may have taken it, squared."""
+        basis, T = self._basis, self._basis.matrix
+        others = [s for s in group.starts if s != start]
+        span = np.eye(len(T))[:, [*range(group.begin), *others]]
+        images = T[:, [s for s in group.followed if s != start]]
+        P, _ = np.linalg.qr(np.column_stack([span, images]))
+        unit: Array = np.eye(len(T))[start]
+        x = cast(Array, unit - P @ (P.T @ unit))
+        x = x / math.sqrt(float(x @ x))
+        y = cast(Array, T @ x)
+        d = basis.products.size - P.shape[1]
+        q = float(x @ y)
+        beyond = basis.going_on(start) ** 2  # of the image, what no vector of the basis holds
+        outside = cast(Array, y - P @ (P.T @ y))
+        inside = float((P * (T @ P)).sum())
+        return inside + d * q, _variance(d, float(outside @ outside) + beyond - q**2)
 
 
 def density(
@@ -368,10 +481,20 @@ def trace(H: Any, products: int = 30, *, seed: int = 0) -> Estimate:
     W = (Q.T @ omega).double().cpu()
     lengths = omega.double().square().sum(0).cpu()
     estimates = _leave_one_out(core, R.double().cpu(), W, dots, lengths, multiply.size)
-    m = len(estimates)
-    # they share vectors, and so are not as independent as their spread says
-    error = float(estimates.std() / math.sqrt(m)) * (1 + 2 / m)
+    # That they share vectors is not in their spread: over planted spectra the error is right for a
+    # bulk and for outliers, and a tenth too small where eigenvalues decay slowly. The jackknife
+    # over the vectors, which counts it, is twice too large there and more with few products.
+    error = float(estimates.std() / math.sqrt(len(estimates))) * _student(len(estimates) - 1)
     return Estimate(float(estimates.mean()), error, multiply.count)
+
+
+def _student(freedom: float) -> float:
+    """By how much a standard error is to be widened whose variance is an estimate itself.
+
+    Twice the widened error covers with the 95.4 % that it would if the variance were known, by
+    Student's t with so many degrees of freedom.
+    """
+    return float(stats.t.ppf(stats.norm.cdf(2.0), freedom)) / 2.0
 
 
 def _leave_one_out(
@@ -410,7 +533,7 @@ def _hutchinson(omega: Tensor, images: list[Tensor], multiply: Products) -> Esti
         raise KeyboardInterrupt
     some = omega[:, : len(images)]
     estimates = (some * torch.stack(images, 1)).sum(0).double()
-    error = float(estimates.std() / math.sqrt(len(estimates)))
+    error = float(estimates.std() / math.sqrt(len(estimates))) * _student(len(estimates) - 1)
     return Estimate(float(estimates.mean()), error, multiply.count, interrupted=True)
 
 

@@ -76,14 +76,27 @@ class LargeGradient(Policy):
     def perturbs(self, at: Probe) -> bool:
         norm = float(at.norm(at.grad))  # host sync: the branch below needs the number
         s = at.agreed(norm * norm)
-        mean = self.delta * at.number("gradient_mean") + (1 - self.delta) * s
-        variance = self.delta * at.number("gradient_variance") + (1 - self.delta) * (s - mean) ** 2
+        before = at.number("gradient_mean"), at.number("gradient_variance")
+        mean, variance, least = self.moved(s, at.step, *before)
         at.note("gradient_mean", mean)
         at.note("gradient_variance", variance)
-        c = self.threshold(at.step)
+        return s >= least or least == -math.inf  # whatever s is
+
+    def moved(self, s: float, t: int, mean: float, variance: float) -> tuple[float, float, float]:
+        """The running mean and variance with a step's squared norm, and what it has to reach.
+
+        Args:
+            s: the squared norm.
+            t: number of the step, from 0.
+            mean: the running mean of before.
+            variance: the running variance of before.
+        """
+        mean = self.delta * mean + (1 - self.delta) * s
+        variance = self.delta * variance + (1 - self.delta) * (s - mean) ** 2
+        c = self.threshold(t)
         if math.isinf(c):  # apart, since inf * 0 is no threshold
-            return c < 0
-        return s >= mean + c * math.sqrt(variance)
+            return mean, variance, c
+        return mean, variance, mean + c * math.sqrt(variance)
 
     def threshold(self, t: int) -> float:
         """The `c` of a step: a line from lambda2 to lambda1.

@@ -32,6 +32,8 @@ from flatmin.training import bases, evaluation, models, schedules
 from flatmin.training.checkpoints import Checkpoints
 from flatmin.training.data.batches import Batch, BatchSampler, ImageSet, RunData
 from flatmin.training.data.images import ImageData, load
+from flatmin.training.errors import InputError
+from flatmin.training.observer import Closures, Observer
 from flatmin.training.processes import Parallel, ProcessGroup
 from flatmin.training.recorder import EpochSummary, Recorder
 from flatmin.training.resume import Session
@@ -71,6 +73,7 @@ class Run:
         examined: % right of the final model on each further set that was asked for.
         observed: what was recorded along the run, one number a step or an epoch; nan where there
             is none.
+        analysed: what was looked at beside it, by name.
         device: on which it ran, such as "cpu" or "NVIDIA H200".
         processes: that trained the model together.
     """
@@ -82,6 +85,7 @@ class Run:
     threads: int = field(default_factory=torch.get_num_threads)
     examined: Mapping[str, float] = field(default_factory=dict[str, float])
     observed: Mapping[str, list[float]] = field(default_factory=dict[str, list[float]])
+    analysed: Mapping[str, list[float]] = field(default_factory=dict[str, list[float]])
     device: str = "cpu"
     processes: int = 1
 
@@ -122,6 +126,7 @@ def train(
     checkpoints: Path | str | None = None,
     device: torch.device | str | None = None,
     parallel: Parallel = "ddp",
+    observer: Callable[[Learner, RunData], Observer] | None = None,
 ) -> Run:
     """Train once.
 
@@ -135,9 +140,15 @@ def train(
         device: on which to train; default the GPU, if there is one, or else the CPU.
         parallel: what each process holds of the model, where `torch.distributed` is initialised:
             all of it ("ddp") or a shard ("fsdp2").
+        observer: makes what does the `training.analysis`; default None, where there is none to do.
 
     Raises InputError where something of `training` does not exist or does not fit.
     """
+    if training.analysis and observer is None:
+        raise InputError(
+            f"analysis {training.analysis[0][0]}: `flatmin run` does it; in Python pass observer= "
+            f"to train, such as flatmin.studies.run.looks.CellAnalysis"
+        )
     data = data or load(training.data, limit=training.limit, size=training.size)
     group = ProcessGroup.here(device, parallel)
     saved = None
@@ -146,7 +157,7 @@ def train(
     own = [group.device] if group.device.type == "cuda" else []
     with torch.random.fork_rng(own):  # the caller's random numbers go on as if nothing were
         torch.manual_seed(derive(training.seed, "weights"))
-        return _train(training, data, watch, saved, group)
+        return _train(training, data, watch, saved, group, observer if training.analysis else None)
 
 
 def _train(
@@ -155,15 +166,18 @@ def _train(
     watch: Watch | None,
     checkpoints: Checkpoints | None,
     group: ProcessGroup,
+    observer: Callable[[Learner, RunData], Observer] | None,
 ) -> Run:
     run_data = RunData(training, data, group)
     # Found now: what is missing, or does not fit, is better told before hours of training.
     further = {name: evaluation.find(name, data, run_data) for name in training.examine}
     learner = Learner.begin(training, run_data, _model(training, data, run_data, group), group)
+    if observer is not None:
+        learner = replace(learner, observer=observer(learner, run_data))
     session = learner.session(checkpoints)
     curve = [Epoch(**values) for values in session.resume()]
     for number in range(len(curve) + 1, training.epochs + 1):
-        curve.append(_epoch(learner, run_data))
+        curve.append(_epoch(learner, run_data, number))
         # Kept before it is told: a watcher may raise, to end the run or since its claim is lost.
         session.save(number, [asdict(epoch) for epoch in curve])
         if watch and group.leads:
@@ -175,6 +189,7 @@ def _train(
         chance=100 / len(data.classes),
         examined={name: _examined(learner, asked) for name, asked in further.items()},
         observed=learner.recorder.values,
+        analysed={} if learner.observer is None else learner.observer.values,
         device=group.name,
         processes=group.world,
     )
@@ -202,7 +217,7 @@ def _model(
     return model
 
 
-def _epoch(learner: Learner, run_data: RunData) -> Epoch:
+def _epoch(learner: Learner, run_data: RunData, number: int) -> Epoch:
     """Train for one epoch and measure what has become of the model."""
     start = time.perf_counter()
     outputs = learner.epoch()  # read on the host, so that the device has finished too
@@ -210,6 +225,8 @@ def _epoch(learner: Learner, run_data: RunData) -> Epoch:
     # Before the model is evaluated or saved: each rank has normalised its own share.
     learner.group.agree(learner.model)
     learner.recorder.ended(outputs)
+    if learner.observer is not None:
+        learner.observer.ended(number)
     return Epoch(
         loss=outputs.loss,
         train_accuracy=outputs.accuracy,
@@ -243,6 +260,7 @@ class Learner:
     primary: BatchSampler
     auxiliary: BatchSampler | None
     recorder: Recorder
+    observer: Observer | None = None
 
     @classmethod
     def begin(
@@ -292,6 +310,7 @@ class Learner:
             self.schedule,
             streams,
             self.recorder,
+            self.observer,
         )
 
     @property
@@ -324,21 +343,27 @@ class Learner:
 
     def _step(self, batch: Batch, metrics: EpochMetrics) -> Tensor:
         """One step, with an auxiliary batch where the method looks at one."""
-        if self.method.per_sample:
-            return self.optimizer.step(partial(self._losses, batch, metrics))
-        if self.auxiliary is None:
-            return self.optimizer.step(lambda: self._loss(batch, metrics))
         # Drawn at every step, looked at or not, so that the stream does not depend on the policy.
-        other = self.auxiliary.next()
-        return self.optimizer.step(
-            lambda: self._loss(batch, metrics), lambda: self._loss_in_parts(other, metrics)
+        other = None if self.auxiliary is None else self.auxiliary.next()
+        closures: Closures = (
+            (partial(self._losses, batch, metrics),)
+            if self.method.per_sample
+            else (partial(self._loss, batch, metrics),)
+            if other is None
+            else (partial(self._loss, batch, metrics), partial(self.loss_in_parts, other, metrics))
         )
+        if self.observer is not None:
+            closures = self.observer.wrap(closures, batch, other)
+        return self.optimizer.step(*closures)
 
-    def _losses(self, batch: Batch, metrics: EpochMetrics, chosen: Tensor | None = None) -> Tensor:
+    def _losses(
+        self, batch: Batch, metrics: EpochMetrics | None, chosen: Tensor | None = None
+    ) -> Tensor:
         """One loss a sample, of the chosen ones or all."""
         batch = batch.at(chosen)
         outputs = self.scores(batch.images)
-        metrics.see(outputs, batch)
+        if metrics is not None:
+            metrics.see(outputs, batch)
         smoothing = self.training.label_smoothing
         return F.cross_entropy(outputs, batch.labels, reduction="none", label_smoothing=smoothing)
 
@@ -349,10 +374,14 @@ class Learner:
         self.recorder.passed()
         return loss
 
-    def _loss_in_parts(self, batch: Batch, metrics: EpochMetrics) -> Tensor:
+    def loss_in_parts(self, batch: Batch, metrics: EpochMetrics | None = None) -> Tensor:
         """The same of an auxiliary batch, which takes no more memory than a primary one.
 
         Each part counts by its size, so that the sum of the gradients is that of the mean loss.
+
+        Args:
+            batch: any.
+            metrics: where it counts; default None: nowhere.
         """
         total = torch.zeros((), device=self.group.device)
         for part in batch.parts(self.training.batch // self.group.world):

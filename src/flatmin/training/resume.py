@@ -13,6 +13,7 @@ from flatmin.optimizer import SharpnessAware
 from flatmin.training.checkpoints import Checkpoints
 from flatmin.training.data.batches import BatchSampler
 from flatmin.training.errors import InputError
+from flatmin.training.observer import Observer
 from flatmin.training.processes import ProcessGroup
 from flatmin.training.recorder import Recorder
 
@@ -34,6 +35,7 @@ class Session:
     schedule: LRScheduler
     streams: tuple[BatchSampler, ...]
     recorder: Recorder
+    observer: Observer | None = None
 
     def save(self, epoch: int, curve: list[dict[str, float]]) -> None:
         """Keep the run as it is at the end of `epoch`."""
@@ -52,6 +54,7 @@ class Session:
                         "schedule": self.schedule.state_dict(),
                         "streams": [stream.state() for stream in self.streams],
                         "recorder": self.recorder.state(),
+                        "observer": None if self.observer is None else self.observer.state(),
                         "random": random,
                         "curve": curve,
                     },
@@ -81,6 +84,8 @@ class Session:
         for stream, saved in zip(self.streams, state["streams"], strict=True):
             stream.load(saved)
         self.recorder.load(state["recorder"])
+        if self.observer is not None:
+            self.observer.load(state["observer"])
         if len(state["random"]) == self.group.world:  # another number of ranks draws afresh
             _set_random_numbers(self.group.device, state["random"][self.group.rank])
         return state["curve"]

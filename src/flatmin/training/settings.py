@@ -62,6 +62,8 @@ class Training:
         examine: further sets on which the final model is measured, beside the test set; see
             `flatmin.training.evaluation`.
         observe: what is recorded along the run, names in `flatmin.training.recorder`.
+        analysis: what is looked at beside it, names and values of options that whoever looks knows;
+            see `flatmin.studies.plan.analyses`.
 
     Raises InputError, from its construction on, where a field cannot be what it is.
     """
@@ -96,6 +98,7 @@ class Training:
     size: int | None = None
     examine: tuple[str, ...] = ()
     observe: tuple[str, ...] = ()
+    analysis: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in self._tidied().items():
@@ -124,23 +127,30 @@ class Training:
     @cached_property
     def key(self) -> str:
         """The hash of all fields, 16 hexadecimal digits."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        told = asdict(self)
+        if not self.analysis:  # as before there was any: rows keep their keys
+            del told["analysis"]
+        text = json.dumps(told, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _tidied(self) -> dict[str, Any]:
         """What may be written in several ways, in the one that counts."""
-        given: Any = self.options
-        try:
-            pairs = sorted((str(name), _frozen(value)) for name, value in dict(given).items())
-        except (TypeError, ValueError):
-            raise InputError(f"options {given!r} do not fit: expected names and values") from None
         number: Any = self.noise
         many = ("milestones", "examine", "observe")
         return {
-            "options": tuple(pairs),
+            "options": self._pairs("options"),
+            "analysis": self._pairs("analysis"),
             "noise": f"{number!r}" if _is(number, Real) else number,
             **{name: _frozen(getattr(self, name)) for name in many},
         }
+
+    def _pairs(self, field: str) -> tuple[tuple[str, Any], ...]:
+        given: Any = getattr(self, field)
+        try:
+            pairs = sorted((str(name), _frozen(value)) for name, value in dict(given).items())
+        except (TypeError, ValueError):
+            raise InputError(f"{field} {given!r} do not fit: expected names and values") from None
+        return tuple(pairs)
 
     def _check_types(self) -> None:
         for field in fields(self):

@@ -16,6 +16,7 @@ import torch
 
 from flatmin import methods
 from flatmin.policy import LargeGradient
+from flatmin.studies.plan.analyses import asked
 from flatmin.training.loop import Training
 
 
@@ -108,7 +109,10 @@ class CostEstimate:
 def samples_of(training: Training) -> float:
     """Forward-and-backward passes over single images in one run; 0 for an unknown data set."""
     images = _images(training) * (1 - training.holdout)
-    return training.epochs * images * gradients_a_step(training)
+    looked_at = asked(training.analysis).samples(
+        training.epochs, round(images), training.batch, training.fraction
+    )
+    return training.epochs * images * gradients_a_step(training) + looked_at
 
 
 def seconds_of(training: Training) -> float:

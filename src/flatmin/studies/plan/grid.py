@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from flatmin import methods
 from flatmin.studies.plan import estimate, tuning, yamlfile
+from flatmin.studies.plan.analyses import AnalysisOptions
 from flatmin.studies.plan.estimate import CostEstimate
 from flatmin.studies.plan.fewshot import FewShot
 from flatmin.studies.plan.schema import (
@@ -257,6 +258,8 @@ class ScaledRecipe:
         for name in changes:
             if name not in _KINDS and name not in self.recipe.needs:
                 raise unknown("field", name, _KINDS)
+        if "analysis" in changes and "analysis" not in self.recipe.needs:
+            raise InputError("analysis is not among needs: write `needs: [analysis]`")
         given = {name: _typed(name, value) for name, value in changes.items() if name in _KINDS}
         for name in ("data", "model", "method"):
             if name not in given:
@@ -268,7 +271,9 @@ class ScaledRecipe:
             given.pop("rho", None)
         elif factor != 1.0:
             given["rho"] = _rounded((given.get("rho") or default) * factor)
-        return Training.of({**given, "options": tuple(given.get("options", {}).items())})
+        given["options"] = tuple(given.get("options", {}).items())
+        given["analysis"] = AnalysisOptions.of(given.get("analysis", {})).pairs
+        return Training.of(given)
 
 
 def _require_data(name: str) -> None:
@@ -282,6 +287,7 @@ _KINDS: Mapping[str, TypeAdapter[Any]] = {
     for name, kind in {
         **get_type_hints(Training),
         "options": dict[str, int | float | str],
+        "analysis": dict[str, Any],
         "factor": float,
         "tune": dict[str, tuple[float, ...]],
     }.items()

@@ -26,12 +26,14 @@ def value(row: Row, measure: str) -> float | None:
 
     Args:
         row: a finished run.
-        measure: one of `MEASURES`, a name in `examine`, or `observed:<name in observe>`: the last
-            number recorded.
+        measure: one of `MEASURES`, a name in `examine`, or `observed:<name in observe>` and
+            `analysis:<name in flatmin.studies.plan.analyses>`: the last number recorded.
     """
     if measure in MEASURES:
         return MEASURES[measure](row)
     kind, _, name = measure.partition(":")
     if kind == "observed":
         return (row.observed.get(name) or [None])[-1]
+    if kind == "analysis":
+        return (row.analysed.get(name) or [None])[-1]
     return row.examined.get(measure)

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 import flatmin
 from flatmin.studies.plan import yamlfile
+from flatmin.studies.plan.analyses import asked
 from flatmin.studies.plan.estimate import CostEstimate
 from flatmin.studies.plan.grid import ScaledRecipe
 from flatmin.studies.plan.measures import MEASURES
@@ -26,10 +27,14 @@ from flatmin.studies.plan.schema import (
     RecipeContent,
     Scale,
     Strict,
+    first_of,
 )
 from flatmin.studies.store import files
 from flatmin.training.data import corruptions, sets
 from flatmin.training.errors import InputError, unknown
+
+PARTS = {"surfaces": "flatmin.analysis.surfaces"}
+"""Where the parts are that recipes need, if not in a room of their own."""
 
 
 class Paper(Strict):
@@ -65,7 +70,7 @@ class Recipe(RecipeContent):
         try:
             recipe = cls.model_validate({"name": name, **content})
         except ValidationError as error:
-            raise InputError(f"{path}: {_first(error)}") from None
+            raise InputError(f"{path}: {first_of(error)}") from None
         try:
             recipe._check()
         except InputError as error:
@@ -81,7 +86,7 @@ class Recipe(RecipeContent):
     def require(self) -> None:
         """Raise InputError where a part in `needs` is not there yet."""
         for part in self.needs:
-            if importlib.util.find_spec(f"flatmin.{part}") is None:
+            if importlib.util.find_spec(PARTS.get(part, f"flatmin.{part}")) is None:
                 raise InputError(
                     f"{self.name} needs the part {part!r} of flatmin, which this version does not "
                     f"have: `flatmin recipes` lists those that need nothing"
@@ -109,10 +114,11 @@ class Recipe(RecipeContent):
             *MEASURES,
             *(name for run in runs for name in run.examine),
             *(f"observed:{name}" for run in runs for name in run.observe),
+            *(f"analysis:{name}" for run in runs for name in asked(run.analysis).measures),
         }
         for measure in self.measures:
             part = measure.partition(":")[0]
-            if measure not in known and part not in self.needs:
+            if measure not in known and not (part == "meta" and part in self.needs):
                 raise unknown("measure", measure, known)
 
     def _check_printed(self) -> None:
@@ -147,15 +153,6 @@ def _require_examination(name: str) -> None:
     known = ("", "hub", "digits", *corrupted, *sets.NAMED_SETS)
     if found not in known and not files.is_folder(Path(what)) and not files.is_file(Path(what)):
         raise unknown("examination", name, ["top-5", *known[2:]])
-
-
-def _first(error: ValidationError) -> str:
-    """The first thing that does not fit, and where."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
-    ours = first.get("ctx", {}).get("error")
-    said = str(ours) if ours else f"{first['msg'].lower()}, found {first['input']!r}"
-    return f"{where}: {said}" if where else said
 
 
 def folder() -> Path:

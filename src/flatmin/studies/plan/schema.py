@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from flatmin.training.errors import InputError, unknown
 
@@ -45,6 +52,15 @@ def labelled(axis: Any) -> Any:
     if isinstance(axis, list):
         return {str(value): None for value in cast("list[object]", axis)}
     return _texts(axis) if isinstance(axis, dict) else axis
+
+
+def first_of(error: ValidationError) -> str:
+    """The first thing that does not fit, and where."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+    ours = first.get("ctx", {}).get("error")
+    said = str(ours) if ours else f"{first['msg'].lower()}, found {first['input']!r}"
+    return f"{where}: {said}" if where else said
 
 
 class Strict(BaseModel):
@@ -179,7 +195,7 @@ class RecipeContent(Strict):
     shows: str
     title: str
     about: str = ""
-    needs: tuple[Literal["analysis", "meta"], ...] = ()
+    needs: tuple[Literal["analysis", "meta", "surfaces"], ...] = ()
     measure: str = "accuracy"
     also: tuple[str, ...] = ()
     fields: Changes = Field(default_factory=dict)

@@ -73,7 +73,7 @@ class TunedMethod:
         return all(training.key in done for training in self.tuning)
 
     def _judged_by(self, candidate: Training, seed: int) -> Training:
-        return replace(candidate, seed=seed, holdout=HOLDOUT)
+        return replace(candidate, seed=seed, holdout=HOLDOUT, analysis=())
 
 
 @dataclass(frozen=True)

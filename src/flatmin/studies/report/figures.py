@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flatmin.studies.plan.analyses import EACH_EPOCH, SENTENCES
 from flatmin.studies.report.measures import heading
 from flatmin.studies.report.paper import PaperTable
 from flatmin.studies.report.statistics import Spread
@@ -177,7 +178,7 @@ def _curves(lines: Iterable[Line]) -> list[tuple[str, str]]:
 
 
 def _curve(name: str, x: str) -> Figure:
-    title, unit = _TITLES.get(name) or _observed(name)
+    title, unit = _TITLES.get(name) or _recorded(name)
     over = "gradient cost" if x == "passes" else "epoch"
     cost = "; in passes over the training images" if x == "passes" else ""
     return Figure(
@@ -190,8 +191,11 @@ def _curve(name: str, x: str) -> Figure:
     )
 
 
-def _observed(name: str) -> tuple[str, str]:
-    known = recorder.OBSERVABLES.get(name.partition(":")[2])
+def _recorded(name: str) -> tuple[str, str]:
+    kind, _, part = name.partition(":")
+    if kind == "analysis":
+        return heading(name).title, SENTENCES.get(part, "")
+    known = recorder.OBSERVABLES.get(part)
     return heading(name).title, known.sentence if known else ""
 
 
@@ -199,7 +203,9 @@ def _names(rows: Sequence[Row]) -> list[str]:
     """Of the curves that all rows have."""
     recorded = [{name for name, values in row.observed.items() if values} for row in rows]
     observed = [name for name in rows[0].observed if all(name in names for names in recorded)]
-    return ["accuracy", "train_accuracy", "loss", *(f"observed:{name}" for name in observed)]
+    own = ["accuracy", "train_accuracy", "loss", *(f"observed:{name}" for name in observed)]
+    looked_at = [name for name in EACH_EPOCH if all(row.analysed.get(name) for row in rows)]
+    return [*own, *(f"analysis:{name}" for name in looked_at)]
 
 
 def _band(name: str, rows: Sequence[Row]) -> dict[str, Any]:
@@ -225,6 +231,8 @@ def _band(name: str, rows: Sequence[Row]) -> dict[str, Any]:
 
 def _values(name: str, row: Row) -> Sequence[float | None]:
     kind, _, observable = name.partition(":")
+    if kind == "analysis":
+        return row.analysed[observable]
     return row.observed[observable] if kind == "observed" else getattr(row.curves, name)
 
 

@@ -37,7 +37,23 @@ _HEADINGS: Mapping[str, Heading] = {
     "observed:losses": Heading("Loss", "of the last step", 3),
     "observed:learning-rates": Heading("Learning rate", "of the last step", 4),
     "observed:gradient-norms": Heading("‖g‖²", "of the last step", 3),
+    "analysis:gradient-variance": Heading("Var ∇L_B", "at the end", 4),
+    "analysis:batch-gradient": Heading("E‖∇L_B‖²", "at the end", 4),
+    "analysis:full-gradient": Heading("‖∇L‖²", "at the end", 4),
+    "analysis:gradient-norms": Heading("E‖∇L_B‖²", "last stage", 4),
+    "analysis:normality": Heading("Normality", "W, last stage", 3),
+    "analysis:normality-p": Heading("p", "of W", 4),
+    "analysis:skewness": Heading("Skewness", "of ‖∇L_B‖²", 2),
+    "analysis:cosine-before": Heading("Cosine before", "last epoch", 4),
+    "analysis:cosine-after": Heading("Cosine after", "last epoch", 4),
+    "analysis:cosine-difference": Heading("After − before", "last epoch", 4),
+    "analysis:cosine-change": Heading("Change", "÷ after", 4),
+    "analysis:cosine-lowered": Heading("Lowered", "% of steps", 0),
+    "analysis:surface-rise": Heading("Loss rise", "half way out", 3),
+    "analysis:eigenvalue-error": Heading("Residual", "%, the largest", 3),
 }
+
+_BELOW = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
 def heading(measure: str) -> Heading:
@@ -45,6 +61,10 @@ def heading(measure: str) -> Heading:
     if measure in _HEADINGS:
         return _HEADINGS[measure]
     kind, _, name = measure.partition(":")
+    if kind == "analysis" and name.startswith(("eigenvalue-", "ratio-")):
+        part, _, number = name.partition("-")
+        sign = "λ" if part == "eigenvalue" else "λ₁ / λ"
+        return Heading(sign + number.translate(_BELOW), "at the end", 2)
     if kind in ("observed", "analysis"):
         return Heading(name.replace("-", " ").capitalize(), "of the last", 3)
     return Heading(measure, "%", accuracy=True)

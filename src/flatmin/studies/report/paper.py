@@ -133,7 +133,7 @@ def table(plan: ScaledRecipe, rows: Mapping[str, Row]) -> Table:
                 *(block.position[axis] for axis in axes),
                 line.title,
                 *([measure] if several else []),
-                text.spread(ours),
+                text.spread(ours, heading(measure).digits),
                 str(ours.n),
                 text.printed(printed),
                 text.signed(ours.mean - printed.mean if printed else math.nan),

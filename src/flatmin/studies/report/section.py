@@ -14,8 +14,9 @@ from flatmin.studies.plan.grid import ScaledRecipe, merged
 from flatmin.studies.plan.recipe import papers
 from flatmin.studies.plan.schema import Changes
 from flatmin.studies.plan.tuning import Progress
-from flatmin.studies.report import figures, status, summary, tables, text
+from flatmin.studies.report import drawings, figures, status, summary, tables, text
 from flatmin.studies.report import paper as with_paper
+from flatmin.studies.report.drawings import Drawing
 from flatmin.studies.report.figures import Figure
 from flatmin.studies.report.paper import PaperTable
 from flatmin.studies.report.runs import Record
@@ -47,6 +48,7 @@ class Section:
         axes: those with several labels.
         table, figures: what is shown.
         data: what the figures show.
+        drawings: pictures that need no script.
         paper: whether numbers of the paper stand in the table.
         tuned: whether hyperparameters are chosen on held-out images.
         command: that does it again.
@@ -73,6 +75,7 @@ class Section:
     tuned: bool
     command: str
     settings: Sequence[tuple[str, str]]
+    drawings: Sequence[Drawing] = ()
 
     @property
     def alone(self) -> bool:
@@ -202,6 +205,7 @@ def _of_recipe(plan: ScaledRecipe, record: Record) -> Section:
         tuned=plan.tune is not None,
         command=shlex.join(["flatmin", "run", record.asked or recipe.name, "--scale", plan.scale]),
         settings=[*_settings(plan), *_provenance(record.rows)],
+        drawings=drawings.drawings(blocks, tuple(axes)),
     )
 
 

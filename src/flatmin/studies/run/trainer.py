@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,10 @@ from flatmin.studies.plan.estimate import CostEstimate
 from flatmin.studies.store.location import StudyLocation
 from flatmin.studies.store.row import Row, row_of
 from flatmin.training import checkpoints
+from flatmin.training.data.batches import RunData
 from flatmin.training.data.images import ImageData, load
-from flatmin.training.loop import Epoch, Training, Watch, train
+from flatmin.training.loop import Epoch, Learner, Training, Watch, train
+from flatmin.training.observer import Observer
 
 WORTH_KEEPING = 60.0
 """Estimated seconds from which a run leaves checkpoints; a shorter one is sooner done again."""
@@ -58,7 +60,8 @@ class Trainer:
                 show(number, epoch)
                 watch(number, epoch)
 
-            run = train(training, data, both, checkpoints=self._saved(training))
+            saved = self._saved(training)
+            run = train(training, data, both, checkpoints=saved, observer=observer_of(training))
         return row_of(run, images=data.fingerprint(), wall=time.perf_counter() - start)
 
     def clear(self, training: Training) -> None:
@@ -78,6 +81,15 @@ class Trainer:
         if self.tensorboard is None:
             return nullcontext(lambda number, epoch: None)
         return _Curves(self.tensorboard / training.method / training.key)
+
+
+def observer_of(training: Training) -> Callable[[Learner, RunData], Observer] | None:
+    """What does the analysis of a training; scipy is loaded where there is one."""
+    if not training.analysis:
+        return None
+    from flatmin.studies.run.looks import CellAnalysis
+
+    return CellAnalysis
 
 
 def require(trainings: Iterable[Training]) -> None:

@@ -33,6 +33,7 @@ class Row(BaseModel):
         accuracy: in % after the last epoch, on the test images or on the held-out ones.
         examined: accuracy in % on further sets, by their names in `training.examine`.
         observed: what was recorded along the run, by the names in `training.observe`.
+        analysed: what was looked at beside it, by the names that its `training.analysis` gives.
         curves: epoch by epoch.
         cost: the optimizer's counts, the same on any machine.
         ratio: gradient cost in passes over the primary batches.
@@ -56,6 +57,7 @@ class Row(BaseModel):
     accuracy: float
     examined: dict[str, float | None] = {}
     observed: dict[str, list[float | None]] = {}
+    analysed: dict[str, list[float | None]] = {}
     curves: Curves
     cost: dict[str, int | float]
     ratio: float | None
@@ -106,6 +108,7 @@ def row_of(run: Run, *, images: str | None = None, wall: float | None = None) ->
         accuracy=run.accuracy,
         examined=finite(run.examined),
         observed=finite(run.observed),
+        analysed=finite(run.analysed),
         curves=Curves(**finite(columns)),
         cost=asdict(run.cost),
         ratio=finite(run.cost.ratio),

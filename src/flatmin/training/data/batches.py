@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -247,6 +248,28 @@ class RunData:
         labels = self._images.labels.cpu()
         chosen = stratified(labels, min(count, len(labels)), generator(0, "sample"))
         return self._images.plain(chosen)
+
+    def plain_batches(self, count: int | None, size: int) -> Iterator[Batch]:
+        """Training images as they are, not augmented, in batches of `size`: the same every time.
+
+        Args:
+            count: how many batches, of as many random partitions as that takes; None for one
+                partition, whose last batch may be smaller.
+            size: of a batch.
+        """
+        source = generator(self._training.seed, "analysis")
+        size = min(size, len(self._images))
+        left = math.inf if count is None else count
+        while left > 0:
+            order = torch.randperm(len(self._images), generator=source)
+            whole = len(order) if count is None else len(order) // size * size
+            parts = cast("tuple[Tensor, ...]", order[:whole].split(size))
+            for rows in parts:
+                if left > 0:
+                    yield self._images.plain(rows)
+                left -= 1
+            if count is None:
+                return
 
     def set(
         self,
