@@ -47,6 +47,7 @@ from flatmin.policy import Bernoulli, EveryK, LargeGradient, Late
 from flatmin.selection import LossRise
 
 Auxiliary = Literal["batch", "previous"]
+Projection = Literal["printed", "orthogonal"]
 Variant = Literal["paper", "released"]
 
 
@@ -1546,6 +1547,25 @@ def _climbing(direction: Direction, words: _Words) -> Build:
     return words.describe(construct, _CLIMBING_HELP)
 
 
+def _noise(words: _Words) -> Build:
+    """The same, along what the batch adds."""
+
+    def construct(
+        base: Optimizer,
+        rho: float = 0.05,
+        projection: Projection = "printed",
+        **options: Unpack[Options],
+    ) -> SharpnessAware:
+        return SharpnessAware(base, rho, direction=NoiseComponent(projection), **options)
+
+    return words.describe(construct, _CLIMBING_HELP.replace("    **options", _PROJECTION_HELP))
+
+
+_PROJECTION_HELP = """\
+    projection: "printed" or "orthogonal"; default "printed", the paper's equation. Its text and
+        its Lemma 1 ask for "orthogonal".
+    **options"""
+
 _PREVIOUS = Agnostic(auxiliary="previous")
 
 _ROWS = (
@@ -1705,13 +1725,12 @@ _ROWS = (
         "sam-noise",
         "SAM-noise",
         0.05,
-        _climbing(
-            NoiseComponent(),
+        _noise(
             _Words(
                 "sam-noise",
                 "SAM that climbs what the batch adds to the full gradient.",
                 "G = ∇L(w; A), A the whole training set or a large sample of it\n    "
-                "eps = rho Γ(g - cos(G, g) G)",
+                'eps = rho Γ(g - c G);   c = cos(G, g), or gᵀG / ‖G‖² with projection="orthogonal"',
                 _CLIMBING_COST,
                 "one copy",
                 f"{_FRIENDLY_PAPER}§4.2, eq. 8",

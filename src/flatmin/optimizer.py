@@ -421,6 +421,8 @@ class SharpnessAware(Wrapper):
         """The gradients of a step that looks nowhere."""
         if foreseen is None:
             at.agree_on_gradient()
+        if self._reaches():  # with every radius 0 a step is the base optimizer's own
+            self.direction.skipped(at)
         return self.descent.without(at)
 
     def _clipped(self, at: Probe, gradient: Vector) -> Vector:
@@ -616,7 +618,7 @@ class SharpnessAware(Wrapper):
     def _probe(self, walk: Walk) -> Probe:
         self._complete_groups()
         rho = [group[self.radius_key] for group in self.param_groups]
-        self._memory.begin(self._buffers)
+        self._memory.begin(self._buffers, self.direction.moving)
         return Probe(
             walk,
             rho,

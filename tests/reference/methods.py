@@ -210,7 +210,53 @@ def noise_component(L, base, rho, w, data):
         yield w
 
 
+def noise_component_orthogonal(L, base, rho, w, data):
+    for B, A in data:
+        g, G = L.grad(w, B), L.grad(w, A)
+        eps = rho * climb(g - dot_over_squared(G, g) * G)
+        w = base.step(w, L.grad(w + eps, B))
+        yield w
+
+
 # --- some steps only
+
+
+def now_and_then(t, total):
+    """Not at first, and then at every third step."""
+    return t >= 0.2 * total and t % 3 == 0
+
+
+def friendly_on_skipped(L, base, rho, w, data, lmbda=0.9):
+    m = np.zeros_like(w)
+    for t, (B, _) in enumerate(data):
+        g = L.grad(w, B)
+        m = lmbda * m + (1 - lmbda) * g
+        if now_and_then(t, len(data)):
+            g = L.grad(w + rho * climb(g - m), B)
+        w = base.step(w, g)
+        yield w
+
+
+def vasso_on_skipped(L, base, rho, w, data, theta=0.9):
+    d = None
+    for t, (B, _) in enumerate(data):
+        g = L.grad(w, B)
+        d = g if d is None else (1 - theta) * d + theta * g
+        if now_and_then(t, len(data)):
+            g = L.grad(w + rho * climb(d), B)
+        w = base.step(w, g)
+        yield w
+
+
+def agnostic_previous_on_skipped(L, base, rho, w, data, beta=0.9):
+    v = np.zeros_like(w)
+    for t, (B, _) in enumerate(data):
+        g = L.grad(w, B)
+        if now_and_then(t, len(data)):
+            g = L.grad(w + 2 * rho * climb(g) - rho * climb(v), B)
+        v = beta * v + (1 - beta) * g
+        w = base.step(w, g)
+        yield w
 
 
 def ss_sam(L, base, rho, w, data, uniform, p=0.5, seed=0):

@@ -45,12 +45,16 @@ class Memory:
         self._kept: dict[str, _Kept] = {}
         self.begin(buffers)
 
-    def begin(self, buffers: MutableMapping[Tensor, dict[str, Any]]) -> None:
+    def begin(
+        self, buffers: MutableMapping[Tensor, dict[str, Any]], moving: Sequence[str] = ()
+    ) -> None:
         """A step begins: nothing is staged, and the buffers are still to be looked up.
 
         Args:
             buffers: where they stand now: loading a state gives the base optimizer another one.
+            moving: those that every step writes, perturbed or not.
         """
+        self._moving = moving
         self._buffers = buffers
         self.numbers: Mapping[str, Any] = self._base.param_groups[0][KEY]
         self._vectors: dict[str, Vector] = {}
@@ -61,7 +65,9 @@ class Memory:
 
     def recall(self, name: str) -> Vector | None:
         """The vector kept under `name`, zero where a parameter has none; None before the first."""
-        kept = self._look_up(name) if self.numbers["perturbed"] else None
+        # Before the first that wrote it, there may be zeros that a checkpoint loader has set up.
+        written = self.numbers["steps" if name in self._moving else "perturbed"]
+        kept = self._look_up(name) if written else None
         return kept and Vector(Term(kept.blocks))
 
     def keep(self, name: str, value: Vector, *, alike: bool = False) -> None:
