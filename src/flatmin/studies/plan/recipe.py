@@ -174,7 +174,8 @@ def names() -> list[str]:
 def _by_number(name: str) -> tuple[str, str, int, str]:
     paper, _, shown = name.partition("/")
     kind, _, number = shown.partition("-")
-    return paper, kind, int(number) if number.isdecimal() else 0, number
+    digits = number.rstrip("abcdefgh")  # the parts of a figure
+    return paper, kind, int(digits) if digits.isdecimal() else 0, number
 
 
 def papers() -> dict[str, Paper]:

@@ -141,13 +141,15 @@ class AtScale(Strict):
         fields: changes for all runs.
         grid: by axis the labels that stay, or label -> changes; a label of its own is a new value.
         methods: the same for methods.
-        seeds, tune, exceptions: in place of the recipe's.
+        measure, also, seeds, tune, exceptions: in place of the recipe's.
     """
 
     says: str = ""
     fields: Changes = {}
     grid: dict[str, Annotated[tuple[str, ...] | dict[str, Changes], BeforeValidator(_texts)]] = {}
     methods: tuple[str, ...] | dict[str, Changes] | None = None
+    measure: str | None = None
+    also: tuple[str, ...] | None = None
     seeds: int | None = Field(None, ge=1)
     tune: Tune | Literal["off"] | None = None
     exceptions: tuple[Exceptional, ...] | None = None

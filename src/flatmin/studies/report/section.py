@@ -172,7 +172,7 @@ def _of_recipe(plan: ScaledRecipe, record: Record) -> Section:
     full = plan.scale == "full"
     paper = any(block.printed for block in blocks)
     layout = Layout(
-        measures=recipe.measures,
+        measures=plan.measures,
         axes=tuple(axes),
         first=first if len(methods) > 1 else None,
         sam=next((block.sam for block in blocks if block.sam), None),
@@ -196,8 +196,8 @@ def _of_recipe(plan: ScaledRecipe, record: Record) -> Section:
         methods=methods,
         axes=axes,
         table=tables.table(layout, [block for block in blocks if block.summary.lines]),
-        figures=figures.figures(blocks, axes, recipe.measure, first, full),
-        data=figures.data(blocks, axes, methods, recipe.measure, first, full),
+        figures=figures.figures(blocks, axes, plan.measure, first, full),
+        data=figures.data(blocks, axes, methods, plan.measure, first, full),
         paper=paper,
         tuned=plan.tune is not None,
         command=shlex.join(["flatmin", "run", record.asked or recipe.name, "--scale", plan.scale]),
