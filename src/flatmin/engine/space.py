@@ -631,11 +631,12 @@ def _groups_that_split_filters(t: Tensor) -> list[Any]:
     """The process groups between whose ranks a filter of `t` is split."""
     if DTensor is None or not isinstance(t, DTensor):
         return []
-    whole = t.ndim > 1
+    # By its dimension: a strided shard of torch says that it is no `Shard`.
+    rows = 0 if t.ndim > 1 else None
     return [
         t.device_mesh.get_group(i)
         for i, placed in enumerate(t.placements)
-        if not placed.is_replicate() and not (whole and placed.is_shard(0))
+        if not placed.is_replicate() and (rows is None or getattr(placed, "dim", None) != rows)
     ]
 
 
