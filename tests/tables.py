@@ -17,7 +17,7 @@ from flatmin import methods
 from flatmin.engine.several import Several
 
 METHODS = list(methods.TABLE)
-BEGIN_PERTURBED = ("msam", "rwp", "previous-sam")
+BEGIN_PERTURBED = ("msam", "rwp", "previous-sam", "previous-agnostic-sam")
 """Methods whose first and only pass is at `w + eps`."""
 LOOKING = [name for name in METHODS if name != "sgd"]
 

@@ -245,8 +245,8 @@ class SharpnessAware(Wrapper):
     ) -> Any:
         """Take one step and return the loss of its first pass, at the unperturbed weights.
 
-        A direction that needs no gradient there (`MSAM`, `RWP`, `PreviousSAM`) begins perturbed:
-        then it is the loss at `w + eps`.
+        A direction that needs no gradient there (`MSAM`, `RWP`, `PreviousSAM`,
+        `PreviousAgnosticSAM`) begins perturbed: then it is the loss at `w + eps`.
 
         Args:
             closure: runs forward and backward on the primary batch and returns the loss, as in

@@ -88,6 +88,7 @@ NAMED = {
     "late-sam": methods.late_sam,
     "late-agnostic-sam": methods.late_agnostic_sam,
     "previous-sam": methods.previous_sam,
+    "previous-agnostic-sam": methods.previous_agnostic_sam,
     "agnostic-sam-previous": methods.agnostic_sam_previous,
     "ae-agnostic-sam": methods.ae_agnostic_sam,
     "ae-friendly-sam": methods.ae_friendly_sam,
@@ -153,6 +154,9 @@ ROWS = {name: named(name, reference) for name, reference in NAMED.items()} | {
         partial(flatmin.LateAgnosticSAM, total_steps=STEPS, start=0.35, beta=0.4),
         partial(methods.late_agnostic_sam, start=0.35, beta=0.4),
         auxiliary=True,
+    ),
+    "previous-agnostic-sam, radii": made(
+        flatmin.PreviousAgnosticSAM, methods.previous_agnostic_sam, rho1=0.15, rho2=0.12, beta=0.0
     ),
     # The authors' code rather than their paper.
     "friendly-sam, released": Row(

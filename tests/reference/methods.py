@@ -503,3 +503,16 @@ def previous_sam(L, base, rho, w, data):
         g_s = L.grad(w + rho * climb(g_s), B)
         w = base.step(w, g_s)
         yield w
+
+
+def previous_agnostic_sam(L, base, rho, w, data, rho1=None, rho2=None, beta=0.9):
+    """Before the second step there is nothing to step down; before the first, nothing at all."""
+    rho1 = 2 * rho if rho1 is None else rho1
+    rho2 = rho if rho2 is None else rho2
+    h, v = np.zeros_like(w), np.zeros_like(w)
+    for B, _ in data:
+        g_s = L.grad(w + rho1 * climb(h) - rho2 * climb(v), B)
+        v = beta * v + (1 - beta) * h
+        h = g_s
+        w = base.step(w, g_s)
+        yield w
