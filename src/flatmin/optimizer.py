@@ -369,7 +369,7 @@ class SharpnessAware(Wrapper):
             gradients = (
                 (yield from self._look_around(at, walk))
                 if perturbed
-                else self._unperturbed(at, foreseen)
+                else self._unperturbed(at, foreseen, reaches)
             )
             gradients = [self._clipped(at, gradient) for gradient in gradients]
             at.finish()
@@ -417,11 +417,11 @@ class SharpnessAware(Wrapper):
     def _looks_for_inf(self) -> bool:
         return self.nonfinite != "ignore" or self._unscale is not None
 
-    def _unperturbed(self, at: Probe, foreseen: bool | None) -> list[Vector]:
+    def _unperturbed(self, at: Probe, foreseen: bool | None, reaches: bool) -> list[Vector]:
         """The gradients of a step that looks nowhere."""
         if foreseen is None:
             at.agree_on_gradient()
-        if self._reaches():  # with every radius 0 a step is the base optimizer's own
+        if reaches:  # with every radius 0 a step is the base optimizer's own
             self.direction.skipped(at)
         return self.descent.without(at)
 

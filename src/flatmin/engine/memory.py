@@ -62,6 +62,7 @@ class Memory:
         self._notes: dict[str, float] = {}
         self._found: dict[str, list[Tensor | None]] = {}
         self._new: dict[str, _Kept] = {}
+        self._beside: dict[tuple[str, ...], list[Tensor | None]] = {}
 
     def recall(self, name: str) -> Vector | None:
         """The vector kept under `name`, zero where a parameter has none; None before the first."""
@@ -75,14 +76,16 @@ class Memory:
         if alike:
             self._alike.add(name)
 
-    def found(self, names: Sequence[str]) -> list[Tensor | None]:
+    def found(self, names: tuple[str, ...]) -> list[Tensor | None]:
         """For each parameter the first of these buffers that it has, the base optimizer's or ours.
 
         None where it has none, or none in its own shape.
         """
-        return [self._first_of(p, names) for p in self._space.params]
+        if names not in self._beside:
+            self._beside[names] = [self._first_of(p, names) for p in self._space.params]
+        return self._beside[names]
 
-    def lacks(self, names: Sequence[str], promised: Callable[[Mapping[str, Any]], bool]) -> bool:
+    def lacks(self, names: tuple[str, ...], promised: Callable[[Mapping[str, Any]], bool]) -> bool:
         """Is there a parameter for which the base optimizer keeps none of these?
 
         Args:
@@ -90,6 +93,8 @@ class Memory:
             promised: whether the options of a group say that it will, of parameters for which it
                 has kept nothing at all yet.
         """
+        if all(x is not None for x in self.found(names)):
+            return False
         ours = {*self._found, *self._kept, *self._vectors}
         for group in self._base.param_groups:
             for p in group["params"]:
@@ -102,6 +107,7 @@ class Memory:
         return False
 
     def _first_of(self, p: Tensor, names: Sequence[str]) -> Tensor | None:
+        kept: Mapping[str, Any]
         for kept in (self._base.state.get(p, _EMPTY), self._buffers.get(p, _EMPTY)):
             for name in names:
                 x = kept.get(name)
