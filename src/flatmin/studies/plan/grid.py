@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_type_hints
@@ -274,6 +274,7 @@ class ScaledRecipe:
         for name in ("data", "model", "method"):
             if name not in given:
                 raise InputError(f"there is no {name}: give it under fields, methods or grid")
+        budget = given.pop("budget", None)
         factor = given.pop("factor", 1.0)
         given.pop("tune", None)
         default = methods.find(given["method"]).rho
@@ -281,7 +282,13 @@ class ScaledRecipe:
             given.pop("rho", None)
         elif factor != 1.0:
             given["rho"] = _rounded((given.get("rho") or default) * factor)
-        return Training.of({**given, "options": tuple(given.get("options", {}).items())})
+        training = Training.of({**given, "options": tuple(given.get("options", {}).items())})
+        if budget is None:
+            return training
+        if not 0 < budget < math.inf:
+            raise InputError(f"budget {budget:g}: give the gradients a step, such as 2")
+        epochs = round(training.epochs * budget / estimate.gradients_a_step(training))
+        return replace(training, epochs=max(1, epochs))
 
 
 def _require_data(name: str) -> None:
@@ -296,6 +303,7 @@ _KINDS: Mapping[str, TypeAdapter[Any]] = {
         **get_type_hints(Training),
         "options": dict[str, int | float | str],
         "factor": float,
+        "budget": float,
         "tune": dict[str, tuple[float, ...]],
     }.items()
     if name not in ("seed", "holdout")

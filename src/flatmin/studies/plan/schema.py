@@ -15,7 +15,8 @@ SCALES: tuple[Scale, ...] = ("full", "small", "smoke")
 """As printed; real data within 90 minutes on two cores; under a minute."""
 
 Changes = dict[str, Any]
-"""Some fields of `Training` by name; `factor` multiplies the radius, and what a part named in
+"""Some fields of `Training` by name; `factor` multiplies the radius, `budget` is the gradients a step
+for which the epochs are meant, so that a method that takes others gets more or fewer; and what a part named in
 `needs` is told stands under the name of that part."""
 
 Position = Mapping[str, str]
@@ -173,6 +174,7 @@ class RecipeContent(Strict):
         seeds: runs of each method in each setting.
         tune: what is chosen on held-out images; None for nothing.
         printed: the paper's numbers.
+        figures: plots beyond those that every table has: "frontier", accuracy over gradients a step.
         scales: what each scale changes.
     """
 
@@ -193,6 +195,7 @@ class RecipeContent(Strict):
     seeds: int = Field(1, ge=1)
     tune: Tune | None = None
     printed: tuple[Printed, ...] = ()
+    figures: tuple[Literal["frontier"], ...] = ()
     scales: dict[Scale, AtScale]
 
     @property
