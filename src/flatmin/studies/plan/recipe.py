@@ -100,7 +100,9 @@ class Recipe(RecipeContent):
             plan.check()
             for name in {name for run in plan.runs for name in run.examine}:
                 _require_examination(name)
-        self._check_measures(self.at("full"))
+            own = self.scales[scale]
+            if scale == "full" or own.measure is not None or own.also is not None:
+                self._check_measures(plan)
         self._check_printed()
 
     def _check_measures(self, plan: ScaledRecipe) -> None:
@@ -110,7 +112,7 @@ class Recipe(RecipeContent):
             *(name for run in runs for name in run.examine),
             *(f"observed:{name}" for run in runs for name in run.observe),
         }
-        for measure in self.measures:
+        for measure in plan.measures:
             part = measure.partition(":")[0]
             if measure not in known and part not in self.needs:
                 raise unknown("measure", measure, known)

@@ -15,9 +15,9 @@ SCALES: tuple[Scale, ...] = ("full", "small", "smoke")
 """As printed; real data within 90 minutes on two cores; under a minute."""
 
 Changes = dict[str, Any]
-"""Some fields of `Training` by name; `factor` multiplies the radius, `budget` is the gradients a step
-for which the epochs are meant, so that a method that takes others gets more or fewer; and what a part named in
-`needs` is told stands under the name of that part."""
+"""Some fields of `Training` by name; `factor` multiplies the radius; `budget` is the gradients a
+step for which the epochs are meant, so that a method which takes others gets more or fewer; and
+what a part named in `needs` is told stands under the name of that part."""
 
 Position = Mapping[str, str]
 """A label on every axis."""
@@ -174,7 +174,7 @@ class RecipeContent(Strict):
         seeds: runs of each method in each setting.
         tune: what is chosen on held-out images; None for nothing.
         printed: the paper's numbers.
-        figures: plots beyond those that every table has: "frontier", accuracy over gradients a step.
+        figures: plots beyond those of every table: "frontier", accuracy over gradients a step.
         scales: what each scale changes.
     """
 
