@@ -105,6 +105,7 @@
     frontier: (section) => {
       const setting = chosen(section), drawn = lines(section, setting);
       const place = (line) => setting.costs[line.method];
+      const costs = [1, 1.25, 1.5, 2, 2.5, 3, 4, 6, 8];
       const best = (setting?.frontier ?? []).map((k) => drawn.find((line) => line.method === k)).filter(Boolean);
       return [
         [
@@ -119,7 +120,7 @@
               hovertemplate: `${line.title}: %{y:.1f} at %{x:.3g} gradients a step<extra></extra>` };
           }),
         ],
-        layout(axis("gradients a step"), axis("")),
+        layout(axis("gradients a step", { type: "log", tickvals: costs, ticktext: costs.map(String) }), axis("")),
       ];
     },
     difference: (section) => {
