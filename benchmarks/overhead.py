@@ -105,7 +105,7 @@ def ours(name: str) -> Competitor:
     row = flatmin.methods.TABLE[name]
 
     def build(problem: Problem, base: torch.optim.Optimizer) -> Callable[[], Any]:
-        optimizer = row.build(base, total_steps=1000)
+        optimizer = row.build(base, total_steps=LONG)  # so late methods have not begun
         primary, auxiliary = problem.evaluations
         if row.per_sample:
             return lambda: optimizer.step(partial(problem.losses, problem.primary))
@@ -115,6 +115,9 @@ def ours(name: str) -> Competitor:
 
     return Competitor(name, build, *GRADIENTS[name])
 
+
+LONG = 1_000_000
+"""Steps of the training that is said to be under way."""
 
 GRADIENTS: dict[str, tuple[float, float]] = {
     "sgd": (1, 0),
@@ -134,8 +137,17 @@ GRADIENTS: dict[str, tuple[float, float]] = {
     "sam-db": (2, 1),
     "sam-full": (2, 1),
     "sam-noise": (2, 1),
+    "wsam": (2, 0),
+    "mixed-rwp": (2, 0),
+    "msam": (1, 0),
+    "rwp": (1, 0),
+    "previous-sam": (1, 0),
+    "previous-agnostic-sam": (1, 0),
+    "late-sam": (1, 0),
+    "late-agnostic-sam": (1, 0),
 }
-"""The methods whose steps all cost the same; the others are these, at some steps."""
+"""The methods whose steps all cost the same, the late ones before their start; the others are
+these, at some steps."""
 
 
 def limit(problem: Problem, base: torch.optim.Optimizer, primary: float, auxiliary: float):

@@ -17,7 +17,7 @@ from flatmin import methods
 from flatmin.engine.several import Several
 
 METHODS = list(methods.TABLE)
-BEGIN_PERTURBED = ("msam", "rwp", "previous-sam")
+BEGIN_PERTURBED = ("msam", "rwp", "previous-sam", "previous-agnostic-sam")
 """Methods whose first and only pass is at `w + eps`."""
 LOOKING = [name for name in METHODS if name != "sgd"]
 
@@ -70,6 +70,11 @@ def network(dtype: torch.dtype = torch.float32) -> nn.Sequential:
     return nn.Sequential(*layers).to(dtype)
 
 
+def starting(method: methods.Method, start: float) -> dict[str, Any]:
+    """So that the steps of a test are on both sides of where a late method begins."""
+    return {"start": start} if "start" in method.hyperparameters else {}
+
+
 class Trainer:
     """A model, an optimizer by name, and real batches; `step` takes the next one.
 
@@ -102,8 +107,7 @@ class Trainer:
         if know_model:
             options["model"] = self.model
         if build is None:
-            # So that the steps of a test are on both sides of where a late method begins.
-            late = {"start": 0.05} if "start" in self.method.hyperparameters else None
+            late = starting(self.method, 0.05)
             self.optimizer = self.method.build(
                 self.base, rho, total_steps=TOTAL, settings=late, **options
             )

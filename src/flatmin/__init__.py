@@ -34,6 +34,7 @@ from flatmin.methods import (
     LookbehindSAM,
     LookSAM,
     MixedRWP,
+    PreviousAgnosticSAM,
     PreviousSAM,
 )
 from flatmin.optimizer import SharpnessAware
@@ -84,6 +85,7 @@ __all__ = [
     "LookSAM",
     "LookbehindSAM",
     "MixedRWP",
+    "PreviousAgnosticSAM",
     "PreviousSAM",
     "SharpnessAware",
     "amp",

@@ -36,6 +36,7 @@ from flatmin.direction import (
     NoiseComponent,
     OtherBatch,
     Previous,
+    PreviousAgnostic,
     Random,
     Suppressed,
 )
@@ -47,6 +48,7 @@ from flatmin.policy import Bernoulli, EveryK, LargeGradient, Late
 from flatmin.selection import LossRise
 
 Auxiliary = Literal["batch", "previous"]
+Projection = Literal["printed", "orthogonal"]
 Variant = Literal["paper", "released"]
 
 
@@ -1246,6 +1248,57 @@ def PreviousSAM(base: Optimizer, rho: float = 0.05, **options: Unpack[Options]) 
     return SharpnessAware(base, rho, direction=Previous(), **options)
 
 
+@documented
+def PreviousAgnosticSAM(
+    base: Optimizer,
+    rho: float = 0.05,
+    rho1: float | None = None,
+    rho2: float | None = None,
+    beta: float = 0.9,
+    **options: Unpack[Options],
+) -> SharpnessAware:
+    """Agnostic-SAM's step from the gradients of earlier steps alone, at the price of the base.
+
+        eps = rho1 Γ(h) - rho2 Γ(v),  h = g_s of the step before;  0 before the first
+        w <- base step from w with g_s = ∇L(w + eps)
+        v <- beta v + (1 - beta) h, from 0;  then h <- g_s
+
+    Args:
+        base: any `torch.optim` optimizer, built on the parameters to train; it takes the step.
+        rho: radius that the two steps follow, at least 0; default 0.05. The weights move by up to
+            three of them: start at half of SAM's. Where it is too large training breaks down.
+        rho1: step up the last gradient, at least 0; default None: `2 rho`, and following it.
+        rho2: step down the mean, at least 0; default None: `rho`, and following it.
+        beta: memory of `v`, in [0, 1); default 0.9, that of `AgnosticSAM`.
+        **options: `model`, `nonfinite`, `max_norm`, `ascent`, `masters`, `replay_random`,
+            `measure_radius`, `max_skips`: those of every method; see `SharpnessAware`.
+
+    Cost: 1 gradient a step, at `w + eps`; three copies of the weights. The step returns the loss
+    there, and with `model=` running statistics move there.
+
+    Raises:
+        TypeError: `base` is not an optimizer instance.
+        ValueError: a radius is negative, `beta` out of range, or an option out of range.
+
+    Reference: no paper has it; it takes the closing question of Nguyen et al., Agnostic
+    Sharpness-Aware Minimization, 2024, arXiv:2406.07107, to its end.
+
+    Examples:
+        >>> import torch, flatmin
+        >>> model, x, y = torch.nn.Linear(4, 2), torch.randn(8, 4), torch.randint(2, (8,))
+        >>> base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> optimizer = flatmin.PreviousAgnosticSAM(base, rho=0.05)
+        >>> def closure():
+        ...     loss = torch.nn.functional.cross_entropy(model(x), y)
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = optimizer.step(closure)
+        >>> optimizer.cost.gradients
+        1
+    """
+    return SharpnessAware(base, rho, direction=PreviousAgnostic(rho1, rho2, beta), **options)
+
+
 Build = Callable[..., SharpnessAware]
 
 
@@ -1546,6 +1599,25 @@ def _climbing(direction: Direction, words: _Words) -> Build:
     return words.describe(construct, _CLIMBING_HELP)
 
 
+def _noise(words: _Words) -> Build:
+    """The same, along what the batch adds."""
+
+    def construct(
+        base: Optimizer,
+        rho: float = 0.05,
+        projection: Projection = "printed",
+        **options: Unpack[Options],
+    ) -> SharpnessAware:
+        return SharpnessAware(base, rho, direction=NoiseComponent(projection), **options)
+
+    return words.describe(construct, _CLIMBING_HELP.replace("    **options", _PROJECTION_HELP))
+
+
+_PROJECTION_HELP = """\
+    projection: "printed" or "orthogonal"; default "printed", the paper's equation. Its text and
+        its Lemma 1 ask for "orthogonal".
+    **options"""
+
 _PREVIOUS = Agnostic(auxiliary="previous")
 
 _ROWS = (
@@ -1574,6 +1646,7 @@ _ROWS = (
     Method("late-sam", "Late SAM", 0.05, LateSAM),
     Method("late-agnostic-sam", "Late Agnostic-SAM", 0.05, LateAgnosticSAM, auxiliary=True),
     Method("previous-sam", "SAM (previous)", 0.05, PreviousSAM),
+    Method("previous-agnostic-sam", "Agnostic-SAM (previous only)", 0.05, PreviousAgnosticSAM),
     Method(
         "agnostic-sam-previous",
         "Agnostic-SAM (previous)",
@@ -1705,13 +1778,12 @@ _ROWS = (
         "sam-noise",
         "SAM-noise",
         0.05,
-        _climbing(
-            NoiseComponent(),
+        _noise(
             _Words(
                 "sam-noise",
                 "SAM that climbs what the batch adds to the full gradient.",
                 "G = ∇L(w; A), A the whole training set or a large sample of it\n    "
-                "eps = rho Γ(g - cos(G, g) G)",
+                'eps = rho Γ(g - c G);   c = cos(G, g), or gᵀG / ‖G‖² with projection="orthogonal"',
                 _CLIMBING_COST,
                 "one copy",
                 f"{_FRIENDLY_PAPER}§4.2, eq. 8",

@@ -245,8 +245,8 @@ class SharpnessAware(Wrapper):
     ) -> Any:
         """Take one step and return the loss of its first pass, at the unperturbed weights.
 
-        A direction that needs no gradient there (`MSAM`, `RWP`, `PreviousSAM`) begins perturbed:
-        then it is the loss at `w + eps`.
+        A direction that needs no gradient there (`MSAM`, `RWP`, `PreviousSAM`,
+        `PreviousAgnosticSAM`) begins perturbed: then it is the loss at `w + eps`.
 
         Args:
             closure: runs forward and backward on the primary batch and returns the loss, as in
@@ -369,7 +369,7 @@ class SharpnessAware(Wrapper):
             gradients = (
                 (yield from self._look_around(at, walk))
                 if perturbed
-                else self._unperturbed(at, foreseen)
+                else self._unperturbed(at, foreseen, reaches)
             )
             gradients = [self._clipped(at, gradient) for gradient in gradients]
             at.finish()
@@ -417,10 +417,12 @@ class SharpnessAware(Wrapper):
     def _looks_for_inf(self) -> bool:
         return self.nonfinite != "ignore" or self._unscale is not None
 
-    def _unperturbed(self, at: Probe, foreseen: bool | None) -> list[Vector]:
+    def _unperturbed(self, at: Probe, foreseen: bool | None, reaches: bool) -> list[Vector]:
         """The gradients of a step that looks nowhere."""
         if foreseen is None:
             at.agree_on_gradient()
+        if reaches:  # with every radius 0 a step is the base optimizer's own
+            self.direction.skipped(at)
         return self.descent.without(at)
 
     def _clipped(self, at: Probe, gradient: Vector) -> Vector:
@@ -616,7 +618,7 @@ class SharpnessAware(Wrapper):
     def _probe(self, walk: Walk) -> Probe:
         self._complete_groups()
         rho = [group[self.radius_key] for group in self.param_groups]
-        self._memory.begin(self._buffers)
+        self._memory.begin(self._buffers, self.direction.moving)
         return Probe(
             walk,
             rho,

@@ -22,10 +22,13 @@ from torch.utils.data import (
 from flatmin.engine import check
 
 
-def paired(loader: DataLoader[Any], fraction: float = 0.25, *, seed: int = 0) -> PairedLoader:
+def paired(
+    loader: DataLoader[Any], fraction: float = 0.25, *, seed: int = 0, containing: bool = False
+) -> PairedLoader:
     """Batches of `loader`, each with an auxiliary batch drawn independently from the same data set.
 
         B from the loader, as it would yield alone;   A, |A| = fraction |B|, from the same samples
+        containing=True:  A = B and (fraction - 1) |B| further samples
 
     The auxiliary batches come from a sampler of their own over what the loader samples from
     (`S^t = S^v` in the papers), seeded apart from it; everything else (collation, workers, pinning)
@@ -40,6 +43,9 @@ def paired(loader: DataLoader[Any], fraction: float = 0.25, *, seed: int = 0) ->
             gradients on it.
         seed: of the auxiliary sampler, any whole number; default 0. With the epoch it decides the
             batches; see `PairedLoader.set_epoch`.
+        containing: whether the auxiliary batch begins with the primary one, as it was loaded, so
+            that `fraction` is at least 1; default False. The further samples are drawn
+            independently, and a few of them may be among the primary ones.
 
     Returns:
         A `PairedLoader`, which yields `(primary, auxiliary)`.
@@ -53,7 +59,8 @@ def paired(loader: DataLoader[Any], fraction: float = 0.25, *, seed: int = 0) ->
         ValueError: `fraction` is out of range, or the loader's sampler is of an unknown kind.
 
     Reference: Nguyen et al., Agnostic Sharpness-Aware Minimization, 2024, arXiv:2406.07107, §3
-    (`S^t = S^v = S`) and §4 (`4 |B^v| = |B^t|`).
+    (`S^t = S^v = S`) and §4 (`4 |B^v| = |B^t|`); containing: Li et al., Friendly Sharpness-Aware
+    Minimization, CVPR 2024, arXiv:2403.12350, figure 2c.
 
     Examples:
         >>> import torch, flatmin
@@ -63,7 +70,7 @@ def paired(loader: DataLoader[Any], fraction: float = 0.25, *, seed: int = 0) ->
         >>> for (x, y), (x_aux, y_aux) in flatmin.paired(loader):
         ...     assert len(x) == 16 and len(x_aux) == 4
     """
-    return PairedLoader(loader, fraction, seed)
+    return PairedLoader(loader, fraction, seed, containing=containing)
 
 
 class PairedLoader:
@@ -75,6 +82,8 @@ class PairedLoader:
         loader: any `DataLoader` over a map-style data set.
         fraction: size of an auxiliary batch against a primary one, in (0, 1].
         seed: of the auxiliary sampler, any whole number.
+        containing: whether it holds the primary one, so that `fraction` is at least 1; default
+            False.
 
     Raises:
         TypeError: `loader` is not a `DataLoader`, or its data set is iterable.
@@ -90,14 +99,19 @@ class PairedLoader:
         >>> pairs.set_epoch(7)
     """
 
-    def __init__(self, loader: DataLoader[Any], fraction: float, seed: int) -> None:
+    def __init__(
+        self, loader: DataLoader[Any], fraction: float, seed: int, *, containing: bool = False
+    ) -> None:
         given, loader = loader, _prefetched(loader)
         if not isinstance(loader, DataLoader):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(
                 f"paired() takes a torch.utils.data.DataLoader, got a {type(loader).__name__}: for "
                 "batches of another kind use flatmin.split(batch, fraction)"
             )
-        check.in_range("fraction", fraction, 0.0, 1.0, open_low=True)
+        if containing:
+            check.in_range("fraction", fraction, 1.0, float("inf"), open_high=True)
+        else:
+            check.in_range("fraction", fraction, 0.0, 1.0, open_low=True)
         if isinstance(loader.dataset, IterableDataset):
             raise TypeError(
                 "an iterable data set cannot be sampled a second time: split each batch in two "
@@ -105,6 +119,7 @@ class PairedLoader:
             )
         self.loader = given
         self.epoch = 0
+        self._containing, self._fraction = containing, fraction
         batches = cast(object, loader.batch_sampler)
         size = loader.batch_size or getattr(batches, "batch_size", None)
         if not isinstance(size, int):
@@ -120,7 +135,7 @@ class PairedLoader:
         )
         auxiliary: DataLoader[Any] = DataLoader(
             loader.dataset,
-            batch_size=max(1, round(fraction * size)),
+            batch_size=max(1, round((fraction - containing) * size)),
             sampler=self._sampler,
             num_workers=loader.num_workers,
             collate_fn=loader.collate_fn,
@@ -143,10 +158,14 @@ class PairedLoader:
         self.epoch += 1
         auxiliary: Iterator[Any] | None = None
         for primary in self.loader:
+            if self._containing and self._fraction == 1:  # nothing around it
+                yield primary, primary
+                continue
             # Begun after the loader's own iterator, so that it draws what it would alone.
             if auxiliary is None:
                 auxiliary = iter(self._auxiliary)
-            yield primary, next(auxiliary)
+            other = next(auxiliary)
+            yield primary, joined(primary, other) if self._containing else other
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -299,6 +318,28 @@ def part_of(batch: Any, part: slice) -> Any:
         pieces = [part_of(value, part) for value in cast("Sequence[Any]", batch)]
         kind = cast(Any, type(batch))  # pyright: ignore[reportUnknownArgumentType]
         return kind(*pieces) if hasattr(kind, "_fields") else kind(pieces)
+    return batch
+
+
+def joined(batch: Any, other: Any) -> Any:
+    """The samples of two batches of one structure, in that structure.
+
+    What does not count samples, such as a number, is the first one's.
+    """
+    if isinstance(batch, Tensor):
+        return torch.cat((batch, other)) if batch.ndim else batch
+    if _is_samples(batch):
+        whole = [*batch, *other]
+        return tuple(whole) if isinstance(batch, tuple) else whole
+    if isinstance(batch, Mapping):
+        whole = cast(Any, copy(cast(object, batch)))
+        for key, value in cast("Mapping[Any, Any]", batch).items():
+            whole[key] = joined(value, other[key])
+        return whole
+    if isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)):
+        parts = [joined(a, b) for a, b in zip(cast("Sequence[Any]", batch), other, strict=True)]
+        kind = cast(Any, type(batch))  # pyright: ignore[reportUnknownArgumentType]
+        return kind(*parts) if hasattr(kind, "_fields") else kind(parts)
     return batch
 
 

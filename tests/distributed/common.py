@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from tables import BASES, IMAGES, LABELS
+from tables import BASES, IMAGES, LABELS, starting
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy
@@ -112,7 +112,10 @@ class Worker:
             options.update(geometry=geometry.RandomSubset(), selection=RiseOnEachRank())
             self.optimizer = flatmin.SharpnessAware(self.base, RHO, **options)
         else:
-            self.optimizer = self.method.build(self.base, RHO, total_steps=total, **options)
+            settings = starting(self.method, 0.4)
+            self.optimizer = self.method.build(
+                self.base, RHO, total_steps=total, settings=settings, **options
+            )
         self.steps = 0
         self.calls: list[str] = []
         self.factor: Callable[[str, int], float] = lambda batch, call: 1.0

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from tables import BASES, IMAGES, LABELS, METHODS
+from tables import BASES, BEGIN_PERTURBED, IMAGES, LABELS, METHODS, starting
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -133,7 +133,10 @@ class Trainer:
         if know_model:
             options["model"] = self.model
         options["measure_radius"] = True
-        self.optimizer = self.method.build(base, RHO, total_steps=STEPS, **options)
+        settings = starting(self.method, 0.4)
+        self.optimizer = self.method.build(
+            base, RHO, total_steps=STEPS, settings=settings, **options
+        )
         if self.method.per_sample:  # all samples, whichever rank they are on
             self.optimizer.selection = flatmin.selection.LossRise(gamma=1.0)
         self.steps = 0
@@ -281,6 +284,9 @@ FOUR: dict[str, Wrap] = {
 }
 """Layouts for four processes."""
 
+OF_FOUR = (*SOME[:3], *BEGIN_PERTURBED, "mixed-rwp", "wsam", "late-agnostic-sam")
+"""The methods that are trained in them: also what looks at weights or the base's buffers."""
+
 
 def scenarios(found: Findings, folder: Path) -> None:
     for name, wrap in LAYOUTS.items():
@@ -298,7 +304,7 @@ def four(found: Findings, folder: Path) -> None:
     for name, wrap in FOUR.items():
         found.note(f"placements, {name}", placements, wrap)
         found.note(f"norms, {name}", norms, wrap)
-        for method in SOME[:3]:
+        for method in OF_FOUR:
             found.note(f"{name}, {method}", equal, method, wrap)
 
 

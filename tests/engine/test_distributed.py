@@ -103,7 +103,7 @@ def test_ranks_hold_the_same_bits_and_decide_alike_after_each_step(method: str, 
 
 
 def test_the_policies_have_taken_both_branches(two: Found):
-    for method in ("ae-sam", "ss-sam", "look-sam", "ae-friendly-sam", "ae-look-sam"):
+    for method in ("ae-sam", "ss-sam", "look-sam", "ae-friendly-sam", "ae-look-sam", "late-sam"):
         found = two.at("equality", f"{method}, ddp with views, float64")[0]
         assert 0 < found["perturbed"] < equality.STEPS, method
 
@@ -213,7 +213,7 @@ def test_norms_go_over_all_shards_once(name: str, processes: str, request: Any):
 
 @pytest.mark.parametrize("name, processes", LAYOUTS)
 def test_layouts_equal_one_process(name: str, processes: str, request: Any):
-    for method in SOME[:4] if processes == "two" else SOME[:3]:
+    for method in SOME[:4] if processes == "two" else sharding.OF_FOUR:
         for found in of_layout(request, processes, f"{name}, {method}"):
             assert found["of the way"] < 1e-10, method
             assert found["perturbed"][0] == found["perturbed"][1] > 0

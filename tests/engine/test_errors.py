@@ -174,6 +174,11 @@ OUT_OF_RANGE: dict[tuple[Any, str], tuple[Any, ...]] = {
     (direction.Agnostic, "beta"): (*SHARES, 1.0),
     (direction.Agnostic, "ratio"): SIZES,
     (direction.Agnostic, "auxiliary"): ("next", True),
+    (direction.PreviousAgnostic, "rho1"): SIZES,
+    (direction.PreviousAgnostic, "rho2"): SIZES,
+    (direction.PreviousAgnostic, "beta"): (*SHARES, 1.0),
+    (direction.PreviousAgnostic, "ratio"): SIZES,
+    (direction.NoiseComponent, "projection"): ("cosine", None),
     (direction.Momentum, "sign"): (0, 2, nan),
     (direction.Random, "eta"): SIZES,
     (direction.Random, "beta"): (*SHARES, 1.0),
@@ -200,6 +205,9 @@ OUT_OF_RANGE: dict[tuple[Any, str], tuple[Any, ...]] = {
 NEED_STEPS = (policy.LargeGradient, policy.Late, policy.Early)
 REQUIRED = {part: {"total_steps": 10} for part in NEED_STEPS}
 OF_ANY_VALUE = {
+    (direction.Friendly, "on_skipped"),
+    (direction.Suppressed, "on_skipped"),
+    (direction.Agnostic, "on_skipped"),
     (direction.Momentum, "own"),
     (direction.Random, "seed"),
     (geometry.Only, "chosen"),
@@ -514,7 +522,12 @@ def test_the_first_real_step_does_not_take_a_state_so_set_up_for_a_memory(method
 
 # --- directions that need no gradient at w
 
-BEGINNING = [direction.Momentum(), direction.Random(), direction.Previous()]
+BEGINNING = [
+    direction.Momentum(),
+    direction.Random(),
+    direction.Previous(),
+    direction.PreviousAgnostic(),
+]
 
 
 @pytest.mark.parametrize("chosen", BEGINNING, ids=repr)
@@ -574,6 +587,12 @@ def test_a_share_of_the_training_lies_between_0_and_1(start: float):
         assert says(error, "[0, 1]", repr(start))
     with pytest.raises(ValueError, match="end"):
         policy.Early(10, start)
+
+
+def test_memory_of_other_gradients_cannot_move_on_skipped_steps():
+    with pytest.raises(ValueError, match="on_skipped") as error:
+        direction.Agnostic(on_skipped=True)
+    assert says(error, 'auxiliary="previous"', "leave on_skipped out")
 
 
 def test_two_policies_that_keep_one_number_are_refused():

@@ -214,7 +214,12 @@ DIRECTIONS = st.one_of(
         st.sampled_from(["batch", "previous"]),
     ),
     st.sampled_from(
-        [direction.OtherBatch(), direction.FullComponent(), direction.NoiseComponent()]
+        [
+            direction.OtherBatch(),
+            direction.FullComponent(),
+            direction.NoiseComponent(),
+            direction.NoiseComponent("orthogonal"),
+        ]
     ),
 )
 METRICS = st.one_of(

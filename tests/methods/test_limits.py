@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from math import inf
 from types import SimpleNamespace
@@ -158,6 +159,10 @@ EXACT = {
         partial(flatmin.RWP, rho=RHO),
     ),
     "MixedRWP share=0 = base": (partial(flatmin.MixedRWP, rho=RHO, share=0.0), same),
+    "PreviousAgnosticSAM rho2=0 = PreviousSAM of rho1": (
+        partial(flatmin.PreviousAgnosticSAM, rho1=RHO, rho2=0.0),
+        partial(flatmin.PreviousSAM, rho=RHO),
+    ),
     "LateSAM start=0 = SAM": (
         partial(flatmin.LateSAM, total_steps=STEPS, rho=RHO, start=0.0),
         sam,
@@ -286,6 +291,7 @@ def deviation(ours: torch.Tensor, expected: torch.Tensor) -> float:
         (flatmin.WSAM, {}),
         (partial(flatmin.LateSAM, total_steps=STEPS), {}),
         (flatmin.PreviousSAM, {}),
+        (flatmin.PreviousAgnosticSAM, {}),
         (flatmin.AgnosticSAM, {"auxiliary": True}),
         (flatmin.ESAM, {"per_sample": True}),
     ],
@@ -296,7 +302,15 @@ def test_away_from_the_limit_methods_differ_from_sam(build: Any, protocol: dict[
 
 
 @pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("chosen", [direction.Momentum(), direction.Random(), direction.Previous()])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        direction.Momentum(),
+        direction.Random(),
+        direction.Previous(),
+        direction.PreviousAgnostic(),
+    ],
+)
 def test_a_step_that_begins_perturbed_costs_one_gradient_and_returns_the_loss_there(
     chosen: Any, base: str
 ):
@@ -320,6 +334,39 @@ def test_a_step_that_begins_perturbed_costs_one_gradient_and_returns_the_loss_th
         assert torch.equal(stood[0], w) is begins_at_home
     assert (optimizer.cost.gradients, optimizer.cost.perturbed) == (3, 3)
     assert optimizer.gradients_per_step() == 1.0
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        direction.Friendly(on_skipped=True, variant="released"),
+        direction.Suppressed(on_skipped=True),
+        direction.Agnostic(auxiliary="previous", on_skipped=True),
+    ],
+)
+def test_what_skipped_steps_have_moved_is_in_a_checkpoint(chosen: Any):
+    """Taken before the first perturbed step."""
+    training, batches = Training(), network.batches(STEPS)
+    parts = {"direction": chosen, "policy": policy.Late(STEPS, start=0.5)}
+
+    def optimizer() -> flatmin.SharpnessAware:
+        return flatmin.SharpnessAware(BASES["sgd"](training.model.parameters()), RHO, **parts)
+
+    def run(ours: flatmin.SharpnessAware, chunk: Any) -> torch.Tensor:
+        for primary, _ in chunk:
+            ours.step(partial(training.mean_loss, primary))
+        return training.weights.clone()
+
+    first = optimizer()
+    run(first, batches[:3])
+    weights = copy.deepcopy(training.model.state_dict())
+    saved = copy.deepcopy(first.state_dict())
+    expected = run(first, batches[3:])
+    training.model.load_state_dict(weights)
+    again = optimizer()
+    again.load_state_dict(saved)
+    assert torch.equal(run(again, batches[3:]), expected)
+    assert set(chosen.buffers) <= set(saved["state"][0])
 
 
 def test_a_policy_of_the_step_counts_from_the_share_and_not_from_its_rounding():

@@ -31,6 +31,7 @@ from torch.utils.data import (
 )
 
 import flatmin
+from flatmin import pairs
 
 SIZE, BATCH = 40, 8
 DATA = TensorDataset(torch.arange(SIZE), torch.arange(SIZE) % 10)
@@ -179,6 +180,21 @@ def test_auxiliary_batches_have_their_share_of_the_size(fraction: float, size: i
     for _, (x, y) in flatmin.paired(LOADERS["shuffled"](), fraction):
         assert x.shape == y.shape == (size,)
         assert torch.equal(y, x % 10)
+
+
+def test_an_auxiliary_batch_may_hold_the_primary_one():
+    around = flatmin.paired(LOADERS["shuffled"](), 2.5, containing=True)
+    further = set[int]()
+    for (x, _), (x_aux, y_aux) in around:
+        assert len(x_aux) == len(y_aux) == 20
+        assert torch.equal(x_aux[:8], x)
+        assert torch.equal(y_aux, x_aux % 10)
+        further |= set(x_aux[8:].tolist())
+    assert len(further) == SIZE  # 60 draws in rounds over all of them
+    for primary, same in flatmin.paired(LOADERS["shuffled"](), 1.0, containing=True):
+        assert same is primary
+    with pytest.raises(ValueError, match=r"fraction must lie in \[1, inf\), got 0.5"):
+        flatmin.paired(LOADERS["shuffled"](), 0.5, containing=True)
 
 
 def test_a_short_last_primary_batch_has_a_whole_auxiliary_one():
@@ -462,6 +478,8 @@ def test_split_gives_each_part_its_share(fraction: float, size: int):
 )
 def test_split_keeps_the_structure(batch: Any, primary: Any, aux: Any):
     assert_same(flatmin.split(batch), (primary, aux))
+    if not any(isinstance(part, range) for part in batch):  # a range joins as a list
+        assert_same(pairs.joined(primary, aux), batch)
 
 
 def assert_same(ours: Any, expected: Any) -> None:

@@ -27,6 +27,7 @@ BASES = {
     "adam": (torch.optim.Adam, bases.Adam, {"lr": 0.01, "weight_decay": 5e-3}),
     "adamw": (torch.optim.AdamW, bases.AdamW, {"lr": 0.01, "weight_decay": 0.1}),
 }
+NOW_AND_THEN = policy.Both(policy.Late(STEPS, start=0.2), policy.EveryK(3))
 RADII = {"one group": (0.1,), "two groups": (0.05, 0.2)}
 
 
@@ -87,6 +88,7 @@ NAMED = {
     "late-sam": methods.late_sam,
     "late-agnostic-sam": methods.late_agnostic_sam,
     "previous-sam": methods.previous_sam,
+    "previous-agnostic-sam": methods.previous_agnostic_sam,
     "agnostic-sam-previous": methods.agnostic_sam_previous,
     "ae-agnostic-sam": methods.ae_agnostic_sam,
     "ae-friendly-sam": methods.ae_friendly_sam,
@@ -153,6 +155,9 @@ ROWS = {name: named(name, reference) for name, reference in NAMED.items()} | {
         partial(methods.late_agnostic_sam, start=0.35, beta=0.4),
         auxiliary=True,
     ),
+    "previous-agnostic-sam, radii": made(
+        flatmin.PreviousAgnosticSAM, methods.previous_agnostic_sam, rho1=0.15, rho2=0.12, beta=0.0
+    ),
     # The authors' code rather than their paper.
     "friendly-sam, released": Row(
         partial(flatmin.FriendlySAM, variant="released"), methods.friendly_sam_released
@@ -167,6 +172,27 @@ ROWS = {name: named(name, reference) for name, reference in NAMED.items()} | {
     "early and every third": parts(
         methods.early_sam_every_third,
         policy=policy.Both(policy.Early(STEPS, end=0.5), policy.EveryK(3)),
+    ),
+    "sam-noise, orthogonal": Row(
+        partial(flatmin.methods.find("sam-noise").construct, projection="orthogonal"),
+        methods.noise_component_orthogonal,
+        auxiliary=True,
+    ),
+    # What the direction remembers, moved by the steps between too.
+    "friendly, on skipped": parts(
+        methods.friendly_on_skipped,
+        direction=direction.Friendly(on_skipped=True),
+        policy=NOW_AND_THEN,
+    ),
+    "vasso, on skipped": parts(
+        methods.vasso_on_skipped,
+        direction=direction.Suppressed(on_skipped=True),
+        policy=NOW_AND_THEN,
+    ),
+    "agnostic-previous, on skipped": parts(
+        methods.agnostic_previous_on_skipped,
+        direction=direction.Agnostic(auxiliary="previous", on_skipped=True),
+        policy=NOW_AND_THEN,
     ),
     # Named methods again, spelled as their parts.
     "parts of asam": parts(methods.asam, geometry=geometry.Adaptive(eta=0.01)),

@@ -210,7 +210,53 @@ def noise_component(L, base, rho, w, data):
         yield w
 
 
+def noise_component_orthogonal(L, base, rho, w, data):
+    for B, A in data:
+        g, G = L.grad(w, B), L.grad(w, A)
+        eps = rho * climb(g - dot_over_squared(G, g) * G)
+        w = base.step(w, L.grad(w + eps, B))
+        yield w
+
+
 # --- some steps only
+
+
+def now_and_then(t, total):
+    """Not at first, and then at every third step."""
+    return t >= 0.2 * total and t % 3 == 0
+
+
+def friendly_on_skipped(L, base, rho, w, data, lmbda=0.9):
+    m = np.zeros_like(w)
+    for t, (B, _) in enumerate(data):
+        g = L.grad(w, B)
+        m = lmbda * m + (1 - lmbda) * g
+        if now_and_then(t, len(data)):
+            g = L.grad(w + rho * climb(g - m), B)
+        w = base.step(w, g)
+        yield w
+
+
+def vasso_on_skipped(L, base, rho, w, data, theta=0.9):
+    d = None
+    for t, (B, _) in enumerate(data):
+        g = L.grad(w, B)
+        d = g if d is None else (1 - theta) * d + theta * g
+        if now_and_then(t, len(data)):
+            g = L.grad(w + rho * climb(d), B)
+        w = base.step(w, g)
+        yield w
+
+
+def agnostic_previous_on_skipped(L, base, rho, w, data, beta=0.9):
+    v = np.zeros_like(w)
+    for t, (B, _) in enumerate(data):
+        g = L.grad(w, B)
+        if now_and_then(t, len(data)):
+            g = L.grad(w + 2 * rho * climb(g) - rho * climb(v), B)
+        v = beta * v + (1 - beta) * g
+        w = base.step(w, g)
+        yield w
 
 
 def ss_sam(L, base, rho, w, data, uniform, p=0.5, seed=0):
@@ -455,5 +501,18 @@ def previous_sam(L, base, rho, w, data):
     g_s = np.zeros_like(w)
     for B, _ in data:
         g_s = L.grad(w + rho * climb(g_s), B)
+        w = base.step(w, g_s)
+        yield w
+
+
+def previous_agnostic_sam(L, base, rho, w, data, rho1=None, rho2=None, beta=0.9):
+    """Before the second step there is nothing to step down; before the first, nothing at all."""
+    rho1 = 2 * rho if rho1 is None else rho1
+    rho2 = rho if rho2 is None else rho2
+    h, v = np.zeros_like(w), np.zeros_like(w)
+    for B, _ in data:
+        g_s = L.grad(w + rho1 * climb(h) - rho2 * climb(v), B)
+        v = beta * v + (1 - beta) * h
+        h = g_s
         w = base.step(w, g_s)
         yield w

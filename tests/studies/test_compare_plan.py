@@ -165,9 +165,12 @@ def test_a_key_changes_with_everything_that_determines_a_run():
         "size": 16,
         "examine": ("cifar10-c:gaussian-noise:3",),
         "observe": ("gradient-norms",),
+        "rho_schedule": "cosine",
+        "auxiliary": "containing",
     }
     assert set(others) == {field.name for field in fields(Training)}
     changes = [{name: value} for name, value in others.items() if name != "schedule"]
+    changes[-1]["fraction"] = 1.0
     changes.append({"schedule": "cosine", "milestones": ()})
     keys = {training.key, *(replace(training, **change).key for change in changes)}
     assert len(keys) == len(others) + 1
@@ -181,6 +184,7 @@ def test_a_key_changes_with_everything_that_determines_a_run():
         ("methods", ("sam", "sam"), "names a method twice"),
         ("methods", ("sgd", "smm"), "unknown method 'smm': did you mean sam"),
         ("model", "resnet19", "unknown model 'resnet19': did you mean"),
+        ("rho_schedule", "cosinus", "unknown radius schedule 'cosinus': did you mean cosine"),
         ("noise", "1.2", r"noise 1.2 is outside \[0, 1\)"),
         ("epochs", 0, "--epochs 0 is out of range"),
         ("batch", -1, "--batch -1 is out of range"),

@@ -79,6 +79,7 @@ def test_every_table_and_figure_of_the_papers_has_a_recipe(paper: str):
     tables, figures = SHOWN[paper]
     wanted = {f"{paper}/table-{n}" for n in range(1, tables + 1)}
     wanted |= {f"{paper}/figure-{n}" for n in range(1, figures + 1)}
+    wanted |= {"friendly-sam/figure-2c"} if paper == "friendly-sam" else set()
     assert {name for name in NAMES if name.startswith(f"{paper}/")} == wanted
 
 
@@ -147,7 +148,7 @@ def test_the_listing_tells_what_each_scale_takes():
     listed = {entry.name: entry for entry in recipes.summaries()}
     assert list(listed) == NAMES
     entry = listed["agnostic-sam/table-5"]
-    assert entry.estimates["full"].runs == 2 * 4 * 6 * 3
+    assert entry.estimates["full"].runs == 2 * 4 * 7 * 3
     assert entry.estimates["full"].hours > 100 * entry.estimates["small"].hours
     assert NAMES.index("ae-sam/table-2") > NAMES.index("ae-sam/figure-15")
     assert NAMES.index("ae-sam/figure-10") > NAMES.index("ae-sam/figure-9")
@@ -219,6 +220,7 @@ def test_table_5_has_the_settings_that_the_paper_prints():
     at80 = {m: usual(full, m, data="CIFAR-10", noise="80%").rho for m in full.methods}
     assert at80 == {
         "SGD": None,
+        "SGD, 400 epochs": None,
         "SAM": 0.05,
         "FSAM": 0.05,
         "Agnostic-SAM": 0.05,
@@ -395,12 +397,35 @@ def test_a_share_of_noise_keeps_every_digit(tmp_path: Path):
     assert {run.noise for run in asked.runs} == {"0.4", "0.1234567", "0"}
 
 
-def test_equal_gradients_are_equal():
-    full = Recipe.find("beyond/agnostic-for-free").at("full")
-    for setting in full.settings:
+@pytest.mark.parametrize("name", ["beyond/agnostic-for-free", "beyond/price"])
+def test_equal_gradients_are_equal(name: str):
+    for setting in found(name).at("full").settings:
         if setting.position["budget"] == "equal gradients":
             spent = [estimate.samples_of(each.usual) for each in setting.tuned_methods.values()]
             assert max(spent) / min(spent) < 1.01
+
+
+def test_a_budget_gives_every_method_the_epochs_that_it_can_pay(tmp_path: Path):
+    fields = {**GOOD["fields"], "epochs": 10, "budget": 3}
+    methods = {**GOOD["methods"], "Late": {"method": "late-sam", "options": {"start": 0.8}}}
+    full = plan(tmp_path, fields=fields, methods=methods)
+    assert {run.method: run.epochs for run in full.runs} == {"sgd": 30, "sam": 15, "late-sam": 25}
+
+
+def test_one_candidate_is_no_choice(tmp_path: Path):
+    tuned = {"method": "look-sam", "tune": {"alpha": [0.1, 0.3]}}
+    methods = {**GOOD["methods"], "LookSAM": tuned}
+    asked = plan(tmp_path, methods=methods, tune={"factors": [1.0], "seeds": 2})
+    assert Counter(run.method for run in asked.runs if run.holdout) == {"look-sam": 2 * 2 * 2}
+
+
+def test_a_scale_may_show_other_measures(tmp_path: Path):
+    smoke = {"also": ["top-5"], "measure": "loss", "fields": {"examine": ["top-5"]}}
+    scales = {"full": {}, "smoke": smoke}
+    assert plan(tmp_path, "smoke", scales=scales).measures == ("loss", "top-5")
+    assert plan(tmp_path, scales=scales, also=["share"]).measures == ("accuracy", "share")
+    with pytest.raises(InputError, match="unknown measure 'top-5'"):
+        plan(tmp_path, scales={"full": {}, "smoke": {"also": ["top-5"]}})
 
 
 def test_tuning_covers_further_hyperparameters_of_a_method():
@@ -419,6 +444,7 @@ def test_measures_are_read_off_a_row(tmp_path: Path):
         update={"examined": {"top-5": 99.0}, "observed": {"losses": [3.0, 1.0]}}
     )
     assert value(done, "accuracy") == 80.0
+    assert value(done, "loss") == 1.0 / run.epochs
     assert value(done, "share") == 100.0
     assert value(done, "ratio") == 2.0
     assert value(done, "minutes") == pytest.approx(run.epochs * 0.5 / 60)
@@ -598,6 +624,15 @@ def test_the_share_of_perturbed_steps_is_expected_as_the_paper_reports_it():
             {"fields": {**GOOD["fields"], "examine": ["foo:top-5"]}},
             "unknown examination 'foo:top-5': did you mean top-5?",
         ),
+        (
+            {"fields": {**GOOD["fields"], "rho_schedule": {"end": 0.5}}},
+            "rho_schedule: there is no kind: give one, such as {kind: cosine}",
+        ),
+        (
+            {"fields": {**GOOD["fields"], "rho_schedule": {"kind": "cosine", "last": 0.5}}},
+            "rho_schedule: unknown key 'last': choose one of end, kind",
+        ),
+        ({"fields": {**GOOD["fields"], "budget": 0}}, "budget 0: give the gradients a step"),
         ({"grid": {"noise": ["[x"]}}, "full: the label '[x' is no value (line 2: did not find"),
         (
             {"printed": [{"noise": "0.2", "method": "SAM", "mean": float("nan")}]},

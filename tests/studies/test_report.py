@@ -313,6 +313,21 @@ def test_what_tuning_chose_is_told(tmp_path: Path):
     assert tuning == {"rho": [0.1, 0.2, 0.4], "accuracy": [50.1, 50.2, 50.4], "chosen": 0.4}
 
 
+def test_the_frontier_is_what_nothing_cheaper_surpasses(tmp_path: Path):
+    """At 40 % Ours costs more than SAM for the same mean; at 80 % it is told to be worse, too."""
+    made = made_section(tmp_path, figures=["frontier"])
+    few, many = made.data["settings"]
+    assert few["costs"] == {0: 1.0, 1: 2.0, 2: 2.5}
+    assert few["frontier"] == [0, 1]
+    assert few["dominated"] == []
+    assert many["frontier"] == [0, 1]
+    assert many["dominated"] == [2]  # it costs more than both, and is worse
+    assert [figure.kind for figure in made.figures].count("frontier") == 1
+    said = "80%, the frontier, by gradients a step: SGD (1) and SAM (2)"
+    assert any(said in remark for remark in made.remarks)
+    assert "frontier" not in made_section(tmp_path).data["settings"][0]
+
+
 def test_curves_over_steps_are_thinned_by_means(tmp_path: Path):
     methods = {"SGD": {"method": "sgd"}}
     changed = {"measure": "observed:losses", "also": [], "printed": [], "methods": methods}

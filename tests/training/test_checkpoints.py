@@ -75,6 +75,12 @@ def interrupted(training: Training, data: ImageData, where: Path | str, after: i
         {"method": "ss-sam", "seed": 3, "label_smoothing": 0.1, "max_norm": 1.0},
         {"method": "vasso", "model": "cnn", "augment": True, "cutout": 2, "precision": "bfloat16"},
         {"method": "lookbehind-sam", "holdout": 0.1, "observe": ("losses",)},
+        {
+            "method": "sam-db",
+            "auxiliary": "containing",
+            "fraction": 2.0,
+            "rho_schedule": "proportional:0.5",
+        },
     ],
     ids=lambda changed: " ".join(map(str, changed.values())),
 )

@@ -108,6 +108,26 @@ def test_an_auxiliary_batch_has_its_fraction(digits: ImageData):
     assert half.cost.ratio == pytest.approx(3.0)
 
 
+def test_an_auxiliary_batch_may_hold_the_primary_one(digits: ImageData):
+    asked = replace(SHORT, method="sam-db", auxiliary="containing", fraction=2.5, batch=64)
+    run_data = RunData(asked, digits, ProcessGroup.here("cpu"))
+    around, seen = run_data.auxiliary(), set[str]()
+    for primary in run_data.primary.round():
+        batch = around.next()
+        assert len(batch) == 160
+        assert torch.equal(batch.images[:64], primary.images)
+        # None of the further images is among the primary ones, and they are others each time.
+        mine, theirs = primary.images.flatten(1), batch.images[64:].flatten(1)
+        assert torch.cdist(mine, theirs).min() > 0
+        seen.add(str(theirs[0].tolist()))
+    assert len(seen) == run_data.steps
+    # With nothing around it, the primary batch gives SAM's step.
+    alone = replace(asked, fraction=1.0, epochs=1)
+    sam = replace(SHORT, method="sam", batch=64, epochs=1)
+    same = train(alone, digits).epochs[0], train(sam, digits).epochs[0]
+    assert same[0].loss == same[1].loss
+
+
 def test_the_radius_is_the_default_one_unless_given(digits: ImageData):
     usual = train(replace(SHORT, method="sam", epochs=1), digits)
     wide = train(replace(SHORT, method="sam", rho=0.2, epochs=1), digits)

@@ -1,7 +1,10 @@
 """Every field of a training does what it says, against the plainest loop."""
 
+import hashlib
 import json
+import math
 from dataclasses import asdict, fields, replace
+from typing import Any
 
 import pytest
 import torch
@@ -97,6 +100,49 @@ def test_every_schedule_gives_each_step_its_rate(digits: ImageData, fields, rate
     run = train(replace(SHORT, observe=("losses", "learning-rates"), **fields), digits)
     assert run.observed["learning-rates"] == pytest.approx([rate(t) for t in range(15)])
     assert run.observed["losses"] == pytest.approx(plain_losses(digits, SGD, rate), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "said, share",
+    [
+        ("cosine", lambda t: (1 + math.cos(math.pi * t / 15)) / 2),
+        ("linear:2", lambda t: 1 + t / 15),
+        # The learning rate falls along a cosine, from the first step on.
+        ("proportional:0.5", lambda t: 0.5 + 0.25 * (1 + math.cos(math.pi * t / 15))),
+    ],
+)
+def test_every_schedule_gives_each_step_its_radius(digits: ImageData, said: str, share):
+    asked = replace(SHORT, method="sam", rho=0.2, observe=("radii",), rho_schedule=said)
+    expected = [0.2 * share(t) for t in range(15)]
+    assert train(asked, digits).observed["radii"] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "said, why",
+    [
+        ("cosinus", "unknown radius schedule 'cosinus': did you mean cosine"),
+        ("constant:0.5", "a constant radius has no end: leave it out"),
+        ("cosine:-1", "a share of the radius, at least 0, such as cosine:0.5"),
+        ("linear:half", "a share of the radius, at least 0, such as linear:0.5"),
+        ("proportional:2", r"above that at the highest: give a share in \[0, 1\]"),
+    ],
+)
+def test_a_radius_schedule_that_cannot_be_is_one_line(said: str, why: str):
+    with pytest.raises(InputError, match=why):
+        replace(SHORT, rho_schedule=said)
+
+
+def test_a_radius_schedule_has_one_form_however_it_is_written():
+    written = [replace(SHORT, rho_schedule=said) for said in ("cosine", "cosine:0", "cosine:0.0")]
+    assert len({training.key for training in written}) == 1
+    assert replace(SHORT, rho_schedule="cosine:.5").rho_schedule == "cosine:0.5"
+
+
+def test_rows_from_before_a_field_was_there_keep_their_keys():
+    training = Training("digits", "mlp", "sam")
+    before = {n: x for n, x in asdict(training).items() if n not in ("auxiliary", "rho_schedule")}
+    text = json.dumps(before, sort_keys=True)
+    assert training.key == hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def test_labels_are_smoothed(digits: ImageData):
@@ -420,6 +466,8 @@ def test_every_field_is_part_of_the_key():
         "base": "adam",
         "schedule": "constant",
         "precision": "bfloat16",
+        "auxiliary": "containing",
+        "rho_schedule": "cosine",
         "pretrained": "hub",
         "limit": 7,
         "size": 9,
@@ -439,6 +487,10 @@ def test_every_field_is_part_of_the_key():
             value = getattr(SHORT, field.name) + (1 if field.type == "int" else 0.5)
             value = min(value, 0.95) if field.name in ("momentum", "holdout", "gamma") else value
             value = 0.5 if field.name == "label_smoothing" or field.name == "gamma" else value
-        besides = {"options": {"method": "vasso"}, "milestones": {"schedule": "step"}}
+        besides: dict[str, Any] = {
+            "options": {"method": "vasso"},
+            "milestones": {"schedule": "step"},
+            "auxiliary": {"fraction": 1.0},
+        }
         keys.add(replace(SHORT, **{field.name: value}, **besides.get(field.name, {})).key)
     assert len(keys) == len(fields(Training)) + 1

@@ -74,6 +74,9 @@ class CompareArguments:
         str | None, arg(metavar="X[,Y,…]", help_behavior_hint="(default: each method's own)")
     ] = None
     """Radius of every method; with --tune rho, the grid of radii to try."""
+    rho_schedule: Annotated[str, arg(metavar="NAME[:END]")] = "constant"
+    """How radii move: constant, cosine, linear, or proportional to the learning rate; END is the
+    share of the radius at the end (0)."""
     tune: Annotated[Literal["rho"] | None, arg(metavar="rho", help_behavior_hint="")] = None
     """Choose the radius of each method on a tenth of the training images, equal budget for all."""
     tuning_seeds: Annotated[int | None, _N, _BY_DATA] = None

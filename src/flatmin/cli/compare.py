@@ -71,6 +71,7 @@ def _comparison(wanted: CompareArguments) -> Comparison:
         limit=wanted.limit,
         augment=usual.augment and not wanted.no_augment,
         fraction=wanted.fraction,
+        rho_schedule=wanted.rho_schedule,
         **{
             name: given(name)
             for name in (

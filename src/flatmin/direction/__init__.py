@@ -2,7 +2,7 @@
 
 `Direction` is the question, and `Ascent`, SAM's, the shortest answer. A new one is a module with a
 frozen dataclass whose `displacement` returns `eps`, written like its equation. `Momentum`,
-`Random` and `Previous` need no gradient at `w`, and their steps cost one.
+`Random`, `Previous` and `PreviousAgnostic` need no gradient at `w`, and their steps cost one.
 """
 
 from flatmin.direction.agnostic import Agnostic
@@ -13,6 +13,7 @@ from flatmin.direction.friendly import Friendly
 from flatmin.direction.momentum import Momentum
 from flatmin.direction.other_batch import OtherBatch
 from flatmin.direction.previous import Previous
+from flatmin.direction.previous_agnostic import PreviousAgnostic
 from flatmin.direction.random import Random
 from flatmin.direction.suppressed import Suppressed
 
@@ -26,6 +27,7 @@ __all__ = [
     "NoiseComponent",
     "OtherBatch",
     "Previous",
+    "PreviousAgnostic",
     "Random",
     "Suppressed",
 ]

@@ -34,14 +34,15 @@ class Agnostic(Direction):
             closure. "previous" takes the previous primary batch, whose perturbed gradient is known
             from the step before: `v <- beta v + (1 - beta) g_s` after each perturbed step, no
             auxiliary closure at all.
+        on_skipped: with "previous", whether `v` also moves on steps that a policy skips, by their
+            gradient at `w`; default False: on perturbed steps alone. No paper has a policy. With
+            "batch" it would cost two passes there, and is refused.
 
     Cost: two passes on the primary and two on the auxiliary batch a perturbed step ("previous": two
     passes); two copies of the weights (one for beta = 0 with "batch").
 
     Raises:
         ValueError: a hyperparameter is out of range.
-
-    Under a policy that skips steps `v` moves on perturbed steps alone; no paper says.
 
     Reference: Nguyen et al., Agnostic Sharpness-Aware Minimization, 2024, arXiv:2406.07107,
     Algorithm 1; with beta = 0, Align-SAM (ICLR 2026), its later form. "previous" answers their
@@ -61,6 +62,7 @@ class Agnostic(Direction):
     beta: float = 0.9
     ratio: float = 2.0
     auxiliary: Literal["batch", "previous"] = "batch"
+    on_skipped: bool = False
 
     def __post_init__(self) -> None:
         check.in_range("beta", self.beta, 0.0, 1.0, open_high=True)
@@ -69,6 +71,12 @@ class Agnostic(Direction):
             if getattr(self, name) is not None:
                 check.at_least_zero(name, getattr(self, name))
         check.one_of("auxiliary", self.auxiliary, ("batch", "previous"))
+        if self.on_skipped and self.auxiliary == "batch":
+            raise ValueError(
+                "on_skipped=True moves v by the gradient of a skipped step, and with "
+                'auxiliary="batch" v is made of others, which would cost two passes: take '
+                'auxiliary="previous", or leave on_skipped out'
+            )
 
     @property
     def auxiliary_passes(self) -> int:
@@ -77,6 +85,10 @@ class Agnostic(Direction):
     @property
     def buffers(self) -> tuple[str, ...]:
         return ("agnostic_mean",) if self.beta or self.auxiliary == "previous" else ()
+
+    @property
+    def moving(self) -> tuple[str, ...]:
+        return self.buffers if self.on_skipped else ()
 
     def largest_radius(self, rho: float) -> float:
         rho1 = self.ratio * rho if self.rho1 is None else self.rho1
@@ -90,6 +102,10 @@ class Agnostic(Direction):
             v = at.recall("agnostic_mean") or ZERO
         ratio = self.ratio if self.rho1 is None else 1.0
         return ratio * at.climb(at.grad, self.rho1) - at.climb(v, self.rho2)
+
+    def skipped(self, at: Viewpoint) -> None:
+        if self.on_skipped:
+            self._remember(at, at.grad)
 
     def learn(self, at: Viewpoint, seen: Vector) -> None:
         if self.auxiliary == "previous":

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class Direction:
     """Says where a perturbed step looks. A new one is a frozen dataclass with `displacement`.
 
-    A direction runs on perturbed steps alone, and so does its memory: a step that the policy
-    leaves to the base optimizer costs one gradient and nothing else.
+    A direction runs on perturbed steps, and so does its memory, unless it asks for the others too
+    (`moving`): a step that the policy leaves to the base optimizer costs one gradient.
 
     Examples:
         >>> from dataclasses import dataclass
@@ -44,6 +44,11 @@ class Direction:
     @property
     def buffers(self) -> tuple[str, ...]:
         """The names under which it keeps vectors."""
+        return ()
+
+    @property
+    def moving(self) -> tuple[str, ...]:
+        """Those of `buffers` that move in every step, also in those that the policy skips."""
         return ()
 
     def kept(self, at: Probe) -> tuple[str, ...]:
@@ -76,6 +81,13 @@ class Direction:
             at: this step: the weights, the gradient `at.grad`, the climb and what is remembered.
         """
         raise NotImplementedError
+
+    def skipped(self, at: Viewpoint) -> None:
+        """Called in a step that the policy skips, for directions that have something `moving`.
+
+        Args:
+            at: this step, with the gradient that the base optimizer is to get.
+        """
 
     def learn(self, at: Viewpoint, seen: Vector) -> None:
         """Called with the perturbed gradient, for directions that remember it.

@@ -30,13 +30,14 @@ class Friendly(Direction):
             mean as it was before this step, and on the first step nothing, starting `m` at its
             gradient. With sigma = 1 the two differ in that start alone, since
             `g - m_t = lmbda (g - m_(t-1))`.
+        on_skipped: whether `m` also moves on steps that a policy skips, where its gradient costs
+            nothing; default False: on perturbed steps alone. The paper has no policy; its eq. 10
+            moves `m` at every step.
 
     Cost: two passes a perturbed step; two copies of the weights.
 
     Raises:
         ValueError: a hyperparameter is out of range.
-
-    Under a policy that skips steps `m` moves on perturbed steps alone; no paper says.
 
     Reference: Li et al., Friendly Sharpness-Aware Minimization, CVPR 2024, arXiv:2403.12350, eqs.
     10-14 and Algorithm 1.
@@ -51,6 +52,7 @@ class Friendly(Direction):
     sigma: float = 1.0
     lmbda: float = 0.9
     variant: Literal["paper", "released"] = "paper"
+    on_skipped: bool = False
 
     def __post_init__(self) -> None:
         check.finite("sigma", self.sigma)
@@ -61,13 +63,24 @@ class Friendly(Direction):
     def buffers(self) -> tuple[str, ...]:
         return ("friendly_mean",)
 
+    @property
+    def moving(self) -> tuple[str, ...]:
+        return self.buffers if self.on_skipped else ()
+
     def displacement(self, at: Viewpoint) -> Vector:
         before = at.recall("friendly_mean")
-        if self.variant == "released" and before is None:
-            at.keep("friendly_mean", at.grad)
-            return at.climb(at.grad)
-        before = before or ZERO
-        mean = self.lmbda * before + (1 - self.lmbda) * at.grad
-        at.keep("friendly_mean", mean)
-        removed = mean if self.variant == "paper" else before
+        mean = self._remember(at, before)
+        removed = mean if self.variant == "paper" else before or ZERO
         return at.climb(at.grad - self.sigma * removed)
+
+    def skipped(self, at: Viewpoint) -> None:
+        if self.on_skipped:
+            self._remember(at, at.recall("friendly_mean"))
+
+    def _remember(self, at: Viewpoint, before: Vector | None) -> Vector:
+        """`m <- lmbda m + (1 - lmbda) g`, from 0 or, in the released code, from the first `g`."""
+        mean = self.lmbda * (before or ZERO) + (1 - self.lmbda) * at.grad
+        if self.variant == "released" and before is None:
+            mean = at.grad
+        at.keep("friendly_mean", mean)
+        return mean

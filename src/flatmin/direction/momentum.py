@@ -81,12 +81,17 @@ class Momentum(Direction):
             )
 
     def displacement(self, at: Probe) -> Vector:
-        return self.sign * at.climb(at.stored(*BASES, *self.buffers) or ZERO)
+        names = (*BASES, *self.buffers) if self._stands_in(at) else BASES
+        return self.sign * at.climb(at.stored(*names) or ZERO)
 
     def learn(self, at: Probe, seen: Vector) -> None:
-        if self.own and at.base_lacks(BASES, has_momentum):
+        if self._stands_in(at):
             before = at.recall(OWN) or ZERO
             at.keep(OWN, MEMORY * before + (1 - MEMORY) * seen, alike=True)
+
+    def _stands_in(self, at: Probe) -> bool:
+        """Does a mean of ours stand in for the momentum of some parameter?"""
+        return self.own and at.base_lacks(BASES, has_momentum)
 
 
 def has_momentum(group: Mapping[str, Any]) -> bool:

@@ -24,13 +24,13 @@ class Suppressed(Direction):
     Args:
         theta: weight of the new gradient, in (0, 1]; default 0.9; 1 gives SAM. A smaller one
             remembers longer, about `1 / theta` steps.
+        on_skipped: whether `d` also moves on steps that a policy skips, where its gradient costs
+            nothing; default False: on perturbed steps alone. The paper has no policy.
 
     Cost: two passes a perturbed step; two copies of the weights.
 
     Raises:
         ValueError: `theta` is out of range.
-
-    Under a policy that skips steps `d` moves on perturbed steps alone; no paper says.
 
     Reference: Li & Giannakis, Enhancing Sharpness-Aware Optimization Through Variance Suppression,
     NeurIPS 2023, arXiv:2309.15639.
@@ -43,6 +43,7 @@ class Suppressed(Direction):
     """
 
     theta: float = 0.9
+    on_skipped: bool = False
 
     def __post_init__(self) -> None:
         check.in_range("theta", self.theta, 0.0, 1.0, open_low=True)
@@ -51,8 +52,20 @@ class Suppressed(Direction):
     def buffers(self) -> tuple[str, ...]:
         return ("suppressed_mean",)
 
+    @property
+    def moving(self) -> tuple[str, ...]:
+        return self.buffers if self.on_skipped else ()
+
     def displacement(self, at: Viewpoint) -> Vector:
+        return at.climb(self._remember(at))
+
+    def skipped(self, at: Viewpoint) -> None:
+        if self.on_skipped:
+            self._remember(at)
+
+    def _remember(self, at: Viewpoint) -> Vector:
+        """`d <- (1 - theta) d + theta g`, from the first `g`."""
         before = at.recall("suppressed_mean") or at.grad
         mean = (1 - self.theta) * before + self.theta * at.grad
         at.keep("suppressed_mean", mean)
-        return at.climb(mean)
+        return mean

@@ -98,6 +98,8 @@ def continues_accumulation(closure: object) -> bool:
 
     Lightning clears gradients in the closure of the first micro-batch alone.
     """
+    if "lightning" not in sys.modules and "pytorch_lightning" not in sys.modules:
+        return False
     parts = (*getattr(closure, "args", ()), closure)
     return any(
         type(part).__module__.startswith(("lightning.", "pytorch_lightning."))

@@ -45,12 +45,16 @@ class Memory:
         self._kept: dict[str, _Kept] = {}
         self.begin(buffers)
 
-    def begin(self, buffers: MutableMapping[Tensor, dict[str, Any]]) -> None:
+    def begin(
+        self, buffers: MutableMapping[Tensor, dict[str, Any]], moving: Sequence[str] = ()
+    ) -> None:
         """A step begins: nothing is staged, and the buffers are still to be looked up.
 
         Args:
             buffers: where they stand now: loading a state gives the base optimizer another one.
+            moving: those that every step writes, perturbed or not.
         """
+        self._moving = moving
         self._buffers = buffers
         self.numbers: Mapping[str, Any] = self._base.param_groups[0][KEY]
         self._vectors: dict[str, Vector] = {}
@@ -58,10 +62,13 @@ class Memory:
         self._notes: dict[str, float] = {}
         self._found: dict[str, list[Tensor | None]] = {}
         self._new: dict[str, _Kept] = {}
+        self._beside: dict[tuple[str, ...], list[Tensor | None]] = {}
 
     def recall(self, name: str) -> Vector | None:
         """The vector kept under `name`, zero where a parameter has none; None before the first."""
-        kept = self._look_up(name) if self.numbers["perturbed"] else None
+        # Before the first that wrote it, there may be zeros that a checkpoint loader has set up.
+        written = self.numbers["steps" if name in self._moving else "perturbed"]
+        kept = self._look_up(name) if written else None
         return kept and Vector(Term(kept.blocks))
 
     def keep(self, name: str, value: Vector, *, alike: bool = False) -> None:
@@ -69,14 +76,16 @@ class Memory:
         if alike:
             self._alike.add(name)
 
-    def found(self, names: Sequence[str]) -> list[Tensor | None]:
+    def found(self, names: tuple[str, ...]) -> list[Tensor | None]:
         """For each parameter the first of these buffers that it has, the base optimizer's or ours.
 
         None where it has none, or none in its own shape.
         """
-        return [self._first_of(p, names) for p in self._space.params]
+        if names not in self._beside:
+            self._beside[names] = [self._first_of(p, names) for p in self._space.params]
+        return self._beside[names]
 
-    def lacks(self, names: Sequence[str], promised: Callable[[Mapping[str, Any]], bool]) -> bool:
+    def lacks(self, names: tuple[str, ...], promised: Callable[[Mapping[str, Any]], bool]) -> bool:
         """Is there a parameter for which the base optimizer keeps none of these?
 
         Args:
@@ -84,6 +93,8 @@ class Memory:
             promised: whether the options of a group say that it will, of parameters for which it
                 has kept nothing at all yet.
         """
+        if all(x is not None for x in self.found(names)):
+            return False
         ours = {*self._found, *self._kept, *self._vectors}
         for group in self._base.param_groups:
             for p in group["params"]:
@@ -96,6 +107,7 @@ class Memory:
         return False
 
     def _first_of(self, p: Tensor, names: Sequence[str]) -> Tensor | None:
+        kept: Mapping[str, Any]
         for kept in (self._base.state.get(p, _EMPTY), self._buffers.get(p, _EMPTY)):
             for name in names:
                 x = kept.get(name)

@@ -521,7 +521,7 @@ class Probe:
         return None if all(x is None for x in found) else self._space.gather(found)
 
     def base_lacks(
-        self, names: Sequence[str], promised: Callable[[Mapping[str, Any]], bool]
+        self, names: tuple[str, ...], promised: Callable[[Mapping[str, Any]], bool]
     ) -> bool:
         """Is there a parameter for which the base optimizer keeps none of these buffers?
 

@@ -197,7 +197,7 @@ class Space:
         present = [g is not None for g in found]
         if not any(present):
             return None
-        if any(g is not None and g.is_sparse for g in found):
+        if True in [g.is_sparse for g in found if g is not None]:
             raise _sparse(self.params, found)
         if self._sharded:
             found = [
@@ -207,7 +207,7 @@ class Space:
             found = [
                 g if g is None else g.to(p.dtype) for p, g in zip(self.params, found, strict=True)
             ]
-        as_they_are = self.plain and all(present)
+        as_they_are = cast("list[Tensor]", found) if self.plain and all(present) else None
         blocks: list[Tensor] = []
         for b in self.blocks:
             i = b.members[0]
@@ -215,8 +215,8 @@ class Space:
             theirs = keep and len(b.members) == 1 and (shared or _is_somebodys(found, i))
             if not b.joined:
                 block = self._piece_of_gradient(i, found[i])
-            elif as_they_are:
-                block = _flatten([cast(Tensor, found[i]) for i in b.members], b.runs)
+            elif as_they_are is not None:
+                block = _flatten([as_they_are[i] for i in b.members], b.runs)
             else:
                 pieces = [self._piece_of_gradient(i, found[i]) for i in b.members]
                 block = _flatten(pieces, b.runs)
@@ -311,12 +311,22 @@ class Space:
 
     def gather(self, found: Sequence[Tensor | None]) -> Vector:
         """Tensors that stand beside the parameters as a vector; zero where there is none."""
-        like = [
-            x if x is None else _like(p, x).to(p.dtype)
-            for p, x in zip(self.params, found, strict=True)
+        usual = [
+            x is not None and x.dtype is p.dtype for p, x in zip(self.params, found, strict=True)
         ]
-        pieces = [self._piece_of_gradient(i, x) for i, x in enumerate(like)]
-        return Vector(Term(self.join(pieces)))
+        blocks: list[Tensor] = []
+        for b in self.blocks:
+            # Several tensors are joined in a copy, and so may lie as they like.
+            if b.joined and self.plain and all(usual[i] for i in b.members):
+                pieces = [cast("list[Tensor]", found)[i] for i in b.members]
+            else:
+                pieces = [self._piece_beside(i, found[i]) for i in b.members]
+            blocks.append(_flatten(pieces, b.runs) if b.joined else pieces[0])
+        return Vector(Term(blocks))
+
+    def _piece_beside(self, i: int, x: Tensor | None) -> Tensor:
+        p = self.params[i]
+        return self._piece_of_gradient(i, x if x is None else _like(p, x).to(p.dtype))
 
     # Filter by filter.
 
@@ -631,11 +641,12 @@ def _groups_that_split_filters(t: Tensor) -> list[Any]:
     """The process groups between whose ranks a filter of `t` is split."""
     if DTensor is None or not isinstance(t, DTensor):
         return []
-    whole = t.ndim > 1
+    # By its dimension: a strided shard of torch says that it is no `Shard`.
+    rows = 0 if t.ndim > 1 else None
     return [
         t.device_mesh.get_group(i)
         for i, placed in enumerate(t.placements)
-        if not placed.is_replicate() and not (whole and placed.is_shard(0))
+        if not placed.is_replicate() and (rows is None or getattr(placed, "dim", None) != rows)
     ]
 
 
@@ -659,6 +670,8 @@ def _unflatten(block: Tensor, like: list[Tensor]) -> list[Tensor]:
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
+    if x is y and x.ndim == 1 and x.dtype not in NARROW:  # a block of small tensors
+        return torch.dot(x, x)
     if not x.is_contiguous() and x is y:  # channels_last, say: any order of the elements will do
         x = y = torch.as_strided(x, (x.numel(),), (1,)) if _is_dense(x) else x
     x, y = x.reshape(-1), y.reshape(-1)

@@ -39,7 +39,7 @@ class Walk:
 
     def __init__(self, space: Space, groups: Sequence[Sequence[Tensor]]) -> None:
         self.space = space
-        self._ids = [[id(p) for p in group] for group in groups]
+        self._ids = [list(map(id, group)) for group in groups]
         self._copy: list[Tensor] = []
         self._views: list[list[Tensor]] = []
         self._runs: list[list[Tensor]] = []
@@ -52,9 +52,8 @@ class Walk:
     def fits(self, groups: Sequence[Sequence[Tensor]]) -> bool:
         """Are these the parameters that it moves, in the form and in the place that it knew?"""
         # The space holds its parameters, so that no id has gone to another tensor.
-        return [
-            [id(p) for p in group] for group in groups
-        ] == self._ids and self.space.still_holds()
+        same = [list(map(id, group)) for group in groups] == self._ids
+        return same and self.space.still_holds()
 
     def begin(self) -> None:
         """A step begins: the weights are home, and the base optimizer has moved home since."""

@@ -188,7 +188,7 @@ class Wrapper(torch.optim.Optimizer):
 
     def _numbers_at_start(self) -> dict[str, float]:
         """The numbers that are kept in every group, as they are before the first step."""
-        return dict(Cost().__dict__)
+        return dict(_AT_START)
 
     def _complete_groups(self) -> None:
         """Give every group its `rho` and the numbers, which others' checkpoints lack."""
@@ -208,6 +208,9 @@ class Wrapper(torch.optim.Optimizer):
             self._apart = self.__dict__.get("_apart") or defaultdict(dict)
         self._complete_groups()
 
+
+_AT_START: Mapping[str, float] = dict(vars(Cost()))
+"""Counts before the first step."""
 
 _ELSEWHERE = {
     "first_step": ": one call does both, optimizer.step(closure), where the closure runs forward "

@@ -28,9 +28,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from flatmin import methods
 from flatmin.engine.cost import Cost
 from flatmin.optimizer import SharpnessAware
+from flatmin.schedules import RhoScheduler
 from flatmin.training import bases, evaluation, models, schedules
 from flatmin.training.checkpoints import Checkpoints
-from flatmin.training.data.batches import Batch, BatchSampler, ImageSet, RunData
+from flatmin.training.data.batches import Batch, BatchSampler, ImageSet, RunData, Stream
 from flatmin.training.data.images import ImageData, load
 from flatmin.training.errors import InputError
 from flatmin.training.observer import Closures, Observer
@@ -248,6 +249,7 @@ class Learner:
     """What moves from step to step: a model, what makes it learn, and what is recorded of it.
 
     Fields:
+        rho_schedule: of the radius; None where it is constant.
         auxiliary: the stream of auxiliary batches; None where the method has none.
     """
 
@@ -257,8 +259,9 @@ class Learner:
     model: nn.Module
     optimizer: SharpnessAware
     schedule: LRScheduler
+    rho_schedule: RhoScheduler | None
     primary: BatchSampler
-    auxiliary: BatchSampler | None
+    auxiliary: Stream | None
     recorder: Recorder
     observer: Observer | None = None
 
@@ -293,11 +296,12 @@ class Learner:
             milestones=training.milestones,
             gamma=training.gamma,
         )
+        moving = schedules.RhoSchedule.parse(training.rho_schedule).over(optimizer, total_steps)
         recorder = Recorder(training.observe, model, group)
         recorder.require(per_sample=method.per_sample)
         auxiliary = run_data.auxiliary() if method.auxiliary else None
         streams = run_data.primary, auxiliary
-        return cls(training, method, group, model, optimizer, schedule, *streams, recorder)
+        return cls(training, method, group, model, optimizer, schedule, moving, *streams, recorder)
 
     def session(self, checkpoints: Checkpoints | None) -> Session:
         """All of it that a checkpoint has to hold."""
@@ -308,6 +312,7 @@ class Learner:
             self.model,
             self.optimizer,
             self.schedule,
+            self.rho_schedule,
             streams,
             self.recorder,
             self.observer,
@@ -339,6 +344,8 @@ class Learner:
             lr = float(self.schedule.get_last_lr()[0])
             self.recorder.stepped(loss, lr, self.optimizer.cost)
             self.schedule.step()
+            if self.rho_schedule is not None:  # after the learning rate, which it may follow
+                self.rho_schedule.step()
         return metrics.outputs()
 
     def _step(self, batch: Batch, metrics: EpochMetrics) -> Tensor:

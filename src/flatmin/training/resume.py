@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from flatmin.optimizer import SharpnessAware
+from flatmin.schedules import RhoScheduler
 from flatmin.training.checkpoints import Checkpoints
-from flatmin.training.data.batches import BatchSampler
+from flatmin.training.data.batches import Stream
 from flatmin.training.errors import InputError
 from flatmin.training.observer import Observer
 from flatmin.training.processes import ProcessGroup
@@ -33,7 +34,8 @@ class Session:
     model: nn.Module
     optimizer: SharpnessAware
     schedule: LRScheduler
-    streams: tuple[BatchSampler, ...]
+    rho_schedule: RhoScheduler | None
+    streams: tuple[Stream, ...]
     recorder: Recorder
     observer: Observer | None = None
 
@@ -52,6 +54,7 @@ class Session:
                         "model": states[0],
                         "optimizer": states[1],
                         "schedule": self.schedule.state_dict(),
+                        "rho_schedule": self.rho_schedule and self.rho_schedule.state_dict(),
                         "streams": [stream.state() for stream in self.streams],
                         "recorder": self.recorder.state(),
                         "observer": None if self.observer is None else self.observer.state(),
@@ -81,6 +84,8 @@ class Session:
     def _load(self, state: dict[str, Any]) -> list[dict[str, float]]:
         self.group.load(self.model, self.optimizer, (state["model"], state["optimizer"]))
         self.schedule.load_state_dict(state["schedule"])
+        if self.rho_schedule is not None:
+            self.rho_schedule.load_state_dict(state["rho_schedule"])
         for stream, saved in zip(self.streams, state["streams"], strict=True):
             stream.load(saved)
         self.recorder.load(state["recorder"])

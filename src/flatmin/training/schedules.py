@@ -1,8 +1,14 @@
-"""Learning rates step by step, by name: "cosine", "constant" or "step", after a warm-up or not."""
+"""Learning rates and radii step by step, by name.
+
+Learning rates are "cosine", "constant" or "step", after a warm-up or not; radii "constant",
+"cosine", "linear" or "proportional" to the learning rate, each down to a share of the radius.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
@@ -13,6 +19,10 @@ from torch.optim.lr_scheduler import (
     MultiStepLR,
     SequentialLR,
 )
+
+from flatmin.optimizer import SharpnessAware
+from flatmin.schedules import CosineRho, LinearRho, ProportionalRho, RhoScheduler
+from flatmin.training.errors import InputError, unknown
 
 Schedule = Callable[[Optimizer, int, Sequence[int], float], LRScheduler]
 """From (optimizer, number of steps, milestones among them, factor at each milestone)."""
@@ -69,3 +79,60 @@ def step(optimizer: Optimizer, steps: int, milestones: Sequence[int], gamma: flo
 
 SCHEDULES: Mapping[str, Schedule] = {"cosine": cosine, "constant": constant, "step": step}
 """Every schedule by its name in a recipe."""
+
+
+@dataclass(frozen=True)
+class RhoSchedule:
+    """How the radius moves: `RhoSchedule.parse("cosine")`, `RhoSchedule.parse("proportional:0.5")`.
+
+    Fields:
+        kind: a key of `RHO_SCHEDULES`, or "constant".
+        end: share of the radius at the end, or where the learning rate is 0.
+    """
+
+    kind: str
+    end: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> RhoSchedule:
+        """`<kind>` or `<kind>:<end>`. Raises InputError, in one line, for anything else."""
+        kind, colon, given = text.partition(":")
+        known = ("constant", *RHO_SCHEDULES)
+        if kind not in known:
+            raise unknown("radius schedule", kind, known)
+        if kind == "constant" and colon:
+            raise InputError(f"rho_schedule {text}: a constant radius has no end: leave it out")
+        try:
+            end = float(given) if colon else 0.0
+        except ValueError:
+            end = math.nan
+        if not 0 <= end < math.inf:
+            raise InputError(
+                f"rho_schedule {text}: behind the colon stands a share of the radius, at least 0, "
+                f"such as {kind}:0.5"
+            )
+        if kind == "proportional" and end > 1:
+            raise InputError(
+                f"rho_schedule {text}: the radius at the lowest learning rate would be above that "
+                f"at the highest: give a share in [0, 1], such as {kind}:0.5"
+            )
+        return cls(kind, end)
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.end!r}" if self.end else self.kind
+
+    def over(self, optimizer: SharpnessAware, total_steps: int) -> RhoScheduler | None:
+        """The schedule of `optimizer`, built after that of its learning rate; None for constant."""
+        if self.kind == "constant":
+            return None
+        # of the method's own radius where groups differ in nothing, as here
+        end = self.end * optimizer.rho
+        return RHO_SCHEDULES[self.kind](optimizer, total_steps, end)
+
+
+RHO_SCHEDULES: Mapping[str, Callable[[SharpnessAware, int, float], RhoScheduler]] = {
+    "cosine": CosineRho,
+    "linear": LinearRho,
+    "proportional": lambda optimizer, total_steps, end: ProportionalRho(optimizer, rho_min=end),
+}
+"""Every schedule of the radius that moves, by its name in a recipe."""

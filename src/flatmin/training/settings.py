@@ -21,6 +21,12 @@ from flatmin.training.errors import InputError, unknown
 PRECISIONS = ("float32", "bfloat16")
 """The types in which a model can be evaluated; its weights are float32 in both."""
 
+AUXILIARY = ("own", "containing")
+"""Where auxiliary batches can come from."""
+
+LATER: Mapping[str, Any] = {"analysis": (), "auxiliary": "own", "rho_schedule": "constant"}
+"""Fields that came later, with what they were before: rows from then keep their keys."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -41,12 +47,16 @@ class Training:
         limit: number of training images; None for all.
         fraction: size of an auxiliary batch over that of a primary one; above 1 it is evaluated
             `batch` images at a time, and it is never larger than the training set.
+        auxiliary: where auxiliary batches come from: "own", a stream of their own, or "containing":
+            the primary batch with further images around it, `fraction` times as large in all.
         augment: random crops and flips.
         holdout: share of the training images, stratified by the labels as given, that is held out
             and on which, in place of the test set, accuracy is measured against those labels.
         options: further hyperparameters of the method, by name: (("beta", 0.9),).
         base: the base optimizer, a name in `flatmin.training.bases`.
         schedule: of the learning rate, step by step, a name in `flatmin.training.schedules`.
+        rho_schedule: of the radius, step by step: "constant", or "cosine", "linear", "proportional"
+            (to the learning rate), down to 0 or, as in "cosine:0.5", to a share of the radius.
         milestones: where "step" multiplies the learning rate by `gamma`, as shares of the epochs.
         gamma: see `milestones`.
         warmup: epochs, not necessarily whole, in which the learning rate rises along a line; the
@@ -81,11 +91,13 @@ class Training:
     noise: str = "0"
     limit: int | None = None
     fraction: float = 0.25
+    auxiliary: str = "own"
     augment: bool = False
     holdout: float = 0.0
     options: tuple[tuple[str, float | str | int], ...] = ()
     base: str = "sgd"
     schedule: str = "cosine"
+    rho_schedule: str = "constant"
     milestones: tuple[float, ...] = ()
     gamma: float = 0.1
     warmup: float = 0.0
@@ -108,6 +120,8 @@ class Training:
         self._check_numbers()
         self._check_options()
         noise.parse(self.noise)
+        one_form = str(schedules.RhoSchedule.parse(self.rho_schedule))
+        object.__setattr__(self, "rho_schedule", one_form)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Training:
@@ -127,10 +141,8 @@ class Training:
     @cached_property
     def key(self) -> str:
         """The hash of all fields, 16 hexadecimal digits."""
-        told = asdict(self)
-        if not self.analysis:  # as before there was any: rows keep their keys
-            del told["analysis"]
-        text = json.dumps(told, sort_keys=True)
+        said = {n: x for n, x in asdict(self).items() if n not in LATER or x != LATER[n]}
+        text = json.dumps(said, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _tidied(self) -> dict[str, Any]:
@@ -166,6 +178,7 @@ class Training:
             ("base optimizer", self.base, bases.BASES),
             ("schedule", self.schedule, schedules.SCHEDULES),
             ("precision", self.precision, PRECISIONS),
+            ("source of auxiliary batches", self.auxiliary, AUXILIARY),
             *(("observable", name, recorder.OBSERVABLES) for name in self.observe),
         ):
             if name not in known:
@@ -184,6 +197,8 @@ class Training:
         self._require("momentum", self.base != "nesterov" or self.momentum > 0, "above 0, Nesterov")
         self._require("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0")
         self._require("fraction", 0 < self.fraction < math.inf, "a number above 0")
+        contained = self.auxiliary == "own" or self.fraction >= 1
+        self._require("fraction", contained, "at least 1 where the primary batch is contained")
         self._require("holdout", 0 <= self.holdout < 1, "a share in [0, 1)")
         self._require("gamma", 0 < self.gamma <= 1, "a number in (0, 1]")
         self._require("warmup", 0 <= self.warmup < self.epochs, "fewer than the epochs")

@@ -22,7 +22,7 @@ from flatmin.studies.plan.tuning import Progress, TunedMethod
 from flatmin.studies.store.location import StudyLocation
 from flatmin.studies.store.row import Row
 from flatmin.studies.store.store import Failed, Store
-from flatmin.training import models
+from flatmin.training import models, schedules
 from flatmin.training.data import noise
 from flatmin.training.data.images import ImageData, load
 from flatmin.training.errors import InputError
@@ -54,6 +54,7 @@ class Comparison(BaseModel):
     lr: float
     momentum: float = 0.9
     weight_decay: float
+    rho_schedule: str = "constant"
     rho: tuple[float, ...] | None = None
     tune: Literal["rho"] | None = None
     tuning_seeds: int = 2
@@ -98,6 +99,7 @@ class Comparison(BaseModel):
         if len(set(self.methods)) < len(self.methods):
             raise InputError("--methods names a method twice: name each once")
         models.find(self.model)
+        schedules.RhoSchedule.parse(self.rho_schedule)
         for name in ("epochs", "batch", "seeds", "tuning_seeds"):
             _require(
                 getattr(self, name) >= 1, name, getattr(self, name), "a whole number from 1 on"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_type_hints
@@ -84,6 +84,17 @@ class ScaledRecipe:
         return self._scale.says
 
     @property
+    def measure(self) -> str:
+        """What the table shows first."""
+        return self._scale.measure or self.recipe.measure
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What the table shows, first things first."""
+        also = self._scale.also
+        return (self.measure, *(self.recipe.also if also is None else also))
+
+    @property
     def seeds(self) -> int:
         return self._scale.seeds or self.recipe.seeds
 
@@ -159,7 +170,7 @@ class ScaledRecipe:
         self, position: Position, method: str, measure: str | None = None
     ) -> Printed | None:
         """The paper's number there; None if it printed none, or if the data are others here."""
-        wanted = measure or self.recipe.measure
+        wanted = measure or self.measure
         for number in self.recipe.printed:
             here = all(position[axis] == label for axis, label in number.at.items())
             same = number.method == method and (number.measure or self.recipe.measure) == wanted
@@ -244,6 +255,8 @@ class ScaledRecipe:
             for values in itertools.product(*others.values())
             for options in [dict(zip(names, values, strict=True))]
         ]
+        if len(candidates) == 1:  # nothing to choose
+            return TunedMethod(candidates[0], (), self.seeds)
         return TunedMethod(usual, tuple(dict.fromkeys(candidates)), self.seeds, self.tune.seeds)
 
     def _radii(self, usual: Training) -> list[float]:
@@ -264,6 +277,7 @@ class ScaledRecipe:
         for name in ("data", "model", "method"):
             if name not in given:
                 raise InputError(f"there is no {name}: give it under fields, methods or grid")
+        budget = given.pop("budget", None)
         factor = given.pop("factor", 1.0)
         given.pop("tune", None)
         default = methods.find(given["method"]).rho
@@ -273,7 +287,13 @@ class ScaledRecipe:
             given["rho"] = _rounded((given.get("rho") or default) * factor)
         given["options"] = tuple(given.get("options", {}).items())
         given["analysis"] = AnalysisOptions.of(given.get("analysis", {})).pairs
-        return Training.of(given)
+        training = Training.of(given)
+        if budget is None:
+            return training
+        if not 0 < budget < math.inf:
+            raise InputError(f"budget {budget:g}: give the gradients a step, such as 2")
+        epochs = round(training.epochs * budget / estimate.gradients_a_step(training))
+        return replace(training, epochs=max(1, epochs))
 
 
 def _require_data(name: str) -> None:
@@ -289,6 +309,7 @@ _KINDS: Mapping[str, TypeAdapter[Any]] = {
         "options": dict[str, int | float | str],
         "analysis": dict[str, Any],
         "factor": float,
+        "budget": float,
         "tune": dict[str, tuple[float, ...]],
     }.items()
     if name not in ("seed", "holdout")
@@ -299,11 +320,24 @@ _KINDS: Mapping[str, TypeAdapter[Any]] = {
 def _typed(name: str, value: Any) -> Any:
     if name == "noise" and isinstance(value, int | float):
         return tuning.share(value)
+    if name == "rho_schedule" and isinstance(value, dict):
+        return _rho_schedule(cast("dict[str, Any]", value))
     try:
         return _KINDS[name].validate_python(value)
     except ValidationError as error:
         said = error.errors()[0]["msg"].lower()
         raise InputError(f"{name} {value!r}: {said}") from None
+
+
+def _rho_schedule(given: Mapping[str, Any]) -> str:
+    """`{kind: cosine, end: 0.5}`, as a run names it."""
+    known = ("kind", "end")
+    for name in given:
+        if name not in known:
+            raise InputError(f"rho_schedule: {unknown('key', name, known)}")
+    if "kind" not in given:
+        raise InputError("rho_schedule: there is no kind: give one, such as {kind: cosine}")
+    return f"{given['kind']}:{given['end']}" if "end" in given else str(given["kind"])
 
 
 def merged(*layers: Changes) -> Changes:

@@ -8,6 +8,7 @@ from flatmin.studies.store.row import Row
 
 MEASURES: Mapping[str, Callable[[Row], float | None]] = {
     "accuracy": lambda row: row.accuracy,
+    "loss": lambda row: row.curves.loss[-1],
     "train_accuracy": lambda row: row.curves.train_accuracy[-1],
     "share": lambda row: row.share,
     "ratio": lambda row: row.ratio,
@@ -16,9 +17,9 @@ MEASURES: Mapping[str, Callable[[Row], float | None]] = {
     "seconds_per_epoch": lambda row: row.seconds_per_epoch,
     "minutes": lambda row: sum(row.curves.seconds) / 60,
 }
-"""What every run is measured by: % right on the test set, % of the training labels in the last
-epoch, %SAM, gradient cost over that of the base optimizer, passes over the training images, mean
-‖ε‖, seconds and minutes of training."""
+"""What every run is measured by: % right on the test set, mean training loss and % of the training
+labels in the last epoch, %SAM, gradient cost over that of the base optimizer, passes over the
+training images, mean ‖ε‖, seconds and minutes of training."""
 
 
 def value(row: Row, measure: str) -> float | None:

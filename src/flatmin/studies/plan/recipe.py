@@ -105,7 +105,9 @@ class Recipe(RecipeContent):
             plan.check()
             for name in {name for run in plan.runs for name in run.examine}:
                 _require_examination(name)
-        self._check_measures(self.at("full"))
+            own = self.scales[scale]
+            if scale == "full" or own.measure is not None or own.also is not None:
+                self._check_measures(plan)
         self._check_printed()
 
     def _check_measures(self, plan: ScaledRecipe) -> None:
@@ -116,7 +118,7 @@ class Recipe(RecipeContent):
             *(f"observed:{name}" for run in runs for name in run.observe),
             *(f"analysis:{name}" for run in runs for name in asked(run.analysis).measures),
         }
-        for measure in self.measures:
+        for measure in plan.measures:
             part = measure.partition(":")[0]
             if measure not in known and not (part == "meta" and part in self.needs):
                 raise unknown("measure", measure, known)
@@ -171,7 +173,8 @@ def names() -> list[str]:
 def _by_number(name: str) -> tuple[str, str, int, str]:
     paper, _, shown = name.partition("/")
     kind, _, number = shown.partition("-")
-    return paper, kind, int(number) if number.isdecimal() else 0, number
+    digits = number.rstrip("abcdefgh")  # the parts of a figure
+    return paper, kind, int(digits) if digits.isdecimal() else 0, number
 
 
 def papers() -> dict[str, Paper]:

@@ -22,8 +22,9 @@ SCALES: tuple[Scale, ...] = ("full", "small", "smoke")
 """As printed; real data within 90 minutes on two cores; under a minute."""
 
 Changes = dict[str, Any]
-"""Some fields of `Training` by name; `factor` multiplies the radius, and what a part named in
-`needs` is told stands under the name of that part."""
+"""Some fields of `Training` by name; `factor` multiplies the radius; `budget` is the gradients a
+step for which the epochs are meant, so that a method which takes others gets more or fewer; and
+what a part named in `needs` is told stands under the name of that part."""
 
 Position = Mapping[str, str]
 """A label on every axis."""
@@ -157,13 +158,15 @@ class AtScale(Strict):
         fields: changes for all runs.
         grid: by axis the labels that stay, or label -> changes; a label of its own is a new value.
         methods: the same for methods.
-        seeds, tune, exceptions: in place of the recipe's.
+        measure, also, seeds, tune, exceptions: in place of the recipe's.
     """
 
     says: str = ""
     fields: Changes = {}
     grid: dict[str, Annotated[tuple[str, ...] | dict[str, Changes], BeforeValidator(_texts)]] = {}
     methods: tuple[str, ...] | dict[str, Changes] | None = None
+    measure: str | None = None
+    also: tuple[str, ...] | None = None
     seeds: int | None = Field(None, ge=1)
     tune: Tune | Literal["off"] | None = None
     exceptions: tuple[Exceptional, ...] | None = None
@@ -187,6 +190,7 @@ class RecipeContent(Strict):
         seeds: runs of each method in each setting.
         tune: what is chosen on held-out images; None for nothing.
         printed: the paper's numbers.
+        figures: plots beyond those of every table: "frontier", accuracy over gradients a step.
         scales: what each scale changes.
     """
 
@@ -207,6 +211,7 @@ class RecipeContent(Strict):
     seeds: int = Field(1, ge=1)
     tune: Tune | None = None
     printed: tuple[Printed, ...] = ()
+    figures: tuple[Literal["frontier"], ...] = ()
     scales: dict[Scale, AtScale]
 
     @property

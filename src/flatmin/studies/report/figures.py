@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flatmin.studies.plan.analyses import EACH_EPOCH, SENTENCES
+from flatmin.studies.report.frontier import dominated, frontier
 from flatmin.studies.report.measures import heading
 from flatmin.studies.report.paper import PaperTable
 from flatmin.studies.report.statistics import Spread
@@ -24,7 +25,7 @@ class Figure:
     """One plot.
 
     Fields:
-        kind: "across" an axis, "difference", "curve" or "tuning".
+        kind: "across" an axis, "frontier", "difference", "curve" or "tuning".
         title, unit: above it.
         label: for those who do not see it.
         curve: of a curve: its name in the data.
@@ -47,8 +48,12 @@ def figures(
     measure: str,
     first: str,
     comparable: bool,
+    further: Sequence[str] = (),
 ) -> list[Figure]:
-    """The plots for which there is something to draw; `comparable` as in `data`."""
+    """The plots for which there is something to draw; `comparable` as in `data`.
+
+    `further` are the kinds that a recipe asks for.
+    """
     named = heading(measure)
     lines = [line for block in blocks for line in block.summary.lines]
     ring = "; ring: the paper" if any(block.printed for block in blocks) else ""
@@ -60,6 +65,18 @@ def figures(
                 f"{named.title} over the settings",
                 f"{named.unit}; bar: ± sd{ring if comparable else ''}",
                 f"{named.title} of each method in each setting; the numbers are in the table",
+                wide=True,
+            )
+        )
+    if "frontier" in further and lines:
+        found.append(
+            Figure(
+                "frontier",
+                f"{named.title} over gradients a step",
+                f"{named.unit}; bar: ± sd; line: the frontier; ring: a method that costs no more "
+                f"is better, as far as the seeds tell",
+                f"{named.title} of each method by its gradients a step; the numbers are in the "
+                f"table",
                 wide=True,
             )
         )
@@ -94,6 +111,7 @@ def data(
     measure: str,
     first: str,
     comparable: bool,
+    further: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What the plots show; `comparable` says whether values may stand beside the paper's."""
     return {
@@ -109,6 +127,7 @@ def data(
                     _line(block, line, methods.index(line.title), comparable)
                     for line in block.summary.lines
                 ],
+                **(_frontier(block.summary, methods) if "frontier" in further else {}),
             }
             for block in blocks
         ],
@@ -126,6 +145,15 @@ def _line(block: PaperTable, line: Line, method: int, comparable: bool) -> dict[
         "curves": {name: _band(name, rows) for name in _names(rows)},
         "difference": _forest(block, line),
         "tuning": _tuning(line),
+    }
+
+
+def _frontier(summary: Summary, methods: Sequence[str]) -> dict[str, Any]:
+    """By the number of a method: what it costs, whether it is dominated; and the frontier."""
+    return {
+        "costs": {methods.index(line.title): _short(line.ratio) for line in summary.lines},
+        "dominated": [methods.index(x.title) for x in summary.lines if dominated(summary, x)],
+        "frontier": [methods.index(line.title) for line in frontier(summary)],
     }
 
 

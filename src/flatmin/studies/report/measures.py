@@ -25,6 +25,7 @@ class Heading:
 
 _HEADINGS: Mapping[str, Heading] = {
     "accuracy": Heading("Test accuracy", "%", accuracy=True),
+    "loss": Heading("Training loss", "of the last epoch", 3),
     "train_accuracy": Heading("Fit", "% of labels"),
     "share": Heading("%SAM", "of steps", 0),
     "ratio": Heading("Gradients", "a step", 2),

@@ -79,11 +79,11 @@ def blocks(plan: ScaledRecipe, rows: Mapping[str, Row]) -> list[PaperTable]:
     return [
         PaperTable(
             position=setting.position,
-            summary=summary.of_tuned_methods(setting.tuned_methods, rows, plan.recipe.measure),
+            summary=summary.of_tuned_methods(setting.tuned_methods, rows, plan.measure),
             printed={
                 (label, measure): number
                 for label in setting.tuned_methods
-                for measure in plan.recipe.measures
+                for measure in plan.measures
                 if (number := plan.printed(setting.position, label, measure)) is not None
             },
             sam=_sam({label: each.usual.method for label, each in setting.tuned_methods.items()}),
@@ -112,21 +112,21 @@ def verdict_of(plan: ScaledRecipe, settings: Sequence[PaperTable]) -> Verdict | 
     """The verdict on a recipe; None where its measure ranks nothing."""
     if not any(block.summary.lines for block in settings):
         return summary.NOTHING
-    return verdict(settings) if heading(plan.recipe.measure).accuracy else None
+    return verdict(settings) if heading(plan.measure).accuracy else None
 
 
 def table(plan: ScaledRecipe, rows: Mapping[str, Row]) -> Table:
     """For the terminal; an axis with one label has no column."""
     axes = [axis for axis, values in plan.grid.items() if len(values) > 1]
-    several = len(plan.recipe.measures) > 1
+    several = len(plan.measures) > 1
     shown = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for title in (*axes, "method", *(["measure"] if several else [])):
         shown.add_column(title, no_wrap=True)
-    for title in (plan.recipe.measure if not several else "ours", "runs", "paper", "difference"):
+    for title in (plan.measure if not several else "ours", "runs", "paper", "difference"):
         shown.add_column(title, justify="right", no_wrap=True)
     shown.add_column("gradients a step", justify="right")
     settings = blocks(plan, rows)
-    for measure, block in itertools.product(plan.recipe.measures, settings):
+    for measure, block in itertools.product(plan.measures, settings):
         for line in block.summary.lines:
             ours, printed = line.spread(measure), block.paper(line, measure)
             shown.add_row(

@@ -18,6 +18,7 @@ from flatmin.studies.report import drawings, figures, status, summary, tables, t
 from flatmin.studies.report import paper as with_paper
 from flatmin.studies.report.drawings import Drawing
 from flatmin.studies.report.figures import Figure
+from flatmin.studies.report.frontier import frontier
 from flatmin.studies.report.paper import PaperTable
 from flatmin.studies.report.runs import Record
 from flatmin.studies.report.summary import Summary, Verdict
@@ -175,7 +176,7 @@ def _of_recipe(plan: ScaledRecipe, record: Record) -> Section:
     full = plan.scale == "full"
     paper = any(block.printed for block in blocks)
     layout = Layout(
-        measures=recipe.measures,
+        measures=plan.measures,
         axes=tuple(axes),
         first=first if len(methods) > 1 else None,
         sam=next((block.sam for block in blocks if block.sam), None),
@@ -199,8 +200,8 @@ def _of_recipe(plan: ScaledRecipe, record: Record) -> Section:
         methods=methods,
         axes=axes,
         table=tables.table(layout, [block for block in blocks if block.summary.lines]),
-        figures=figures.figures(blocks, axes, recipe.measure, first, full),
-        data=figures.data(blocks, axes, methods, recipe.measure, first, full),
+        figures=figures.figures(blocks, axes, plan.measure, first, full, recipe.figures),
+        data=figures.data(blocks, axes, methods, plan.measure, first, full, recipe.figures),
         paper=paper,
         tuned=plan.tune is not None,
         command=shlex.join(["flatmin", "run", record.asked or recipe.name, "--scale", plan.scale]),
@@ -238,6 +239,8 @@ def _remarks(
             for trouble in line.troubles
         ]
     )
+    if "frontier" in plan.recipe.figures:
+        yield from _frontiers(plan, blocks)
     yield from _some([_missing(failure) for failure in record.failures])
     yield from summary.spreads(
         [f"{_where(plan, block)}{each.title}" for block in blocks for each in block.summary.apart]
@@ -250,6 +253,17 @@ def _remarks(
             f"The chosen radius is at the edge of what was tried for {_counted(edges)}: a better "
             f"one may lie beyond."
         )
+
+
+def _frontiers(plan: ScaledRecipe, blocks: Sequence[PaperTable]) -> Iterable[str]:
+    """Which methods are not dominated, setting by setting."""
+    for block in blocks:
+        found = [f"{line.title} ({line.ratio:.3g})" for line in frontier(block.summary)]
+        if found:
+            yield (
+                f"{_where(plan, block)}the frontier, by gradients a step: {text.listing(found)}. "
+                f"Every other method has a lower mean than one that costs no more."
+            )
 
 
 def _partial(record: Record) -> list[str]:

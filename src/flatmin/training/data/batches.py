@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -45,6 +45,12 @@ class Batch:
         return (
             self if rows is None else Batch(self.images[rows], self.labels[rows], self.wrong[rows])
         )
+
+    def with_others(self, others: Batch) -> Batch:
+        """These images, and behind them those of another batch."""
+        mine = (self.images, self.labels, self.wrong)
+        theirs = (others.images, others.labels, others.wrong)
+        return Batch(*(torch.cat(pair) for pair in zip(mine, theirs, strict=True)))
 
     def parts(self, size: int) -> Iterator[Batch]:
         """The batch in even parts of at most `size` images; itself if it is no larger."""
@@ -130,6 +136,16 @@ class ImageSet:
         return Batch(_resized(images, self._size), self._labels[rows], self._wrong[rows])
 
 
+class Stream(Protocol):
+    """Batches, one after the other; where it stands can be saved."""
+
+    def next(self) -> Batch: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load(self, state: dict[str, Any]) -> None: ...
+
+
 class BatchSampler:
     """Full batches in a random order, round after round; where it stands can be saved.
 
@@ -138,7 +154,14 @@ class BatchSampler:
         size: images a batch, of all ranks together.
         share: the part of each batch that is this rank's.
         seed, purpose: of the two generators, one for the order and one for the augmentation.
+
+    Attributes:
+        rows: of the images in the last batch, on all ranks together.
+        batch: the last one.
     """
+
+    rows: Tensor
+    batch: Batch
 
     def __init__(self, images: ImageSet, size: int, share: slice, seed: int, purpose: str) -> None:
         self._images, self._size, self._share = images, size, share
@@ -185,7 +208,58 @@ class BatchSampler:
         rows = self._rest.pop()
         for coming in self._rest[-1:-3:-1]:
             self._images.expect(coming[self._share])
-        return self._images.draw(rows, self._augmentation, self._share)
+        self.rows = rows
+        self.batch = self._images.draw(rows, self._augmentation, self._share)
+        return self.batch
+
+
+class ContainingSampler:
+    """The primary batch of each step, and further images that are not in it.
+
+    Args:
+        primary: whose last batch, as it was augmented, stands in front.
+        images: what the further ones are drawn from.
+        further: how many, of all ranks together.
+        share: the part of them that is this rank's.
+        seed, purpose: of the two generators, as in `BatchSampler`.
+    """
+
+    def __init__(
+        self,
+        primary: BatchSampler,
+        images: ImageSet,
+        further: int,
+        share: slice,
+        seed: int,
+        purpose: str,
+    ) -> None:
+        self._primary, self._images = primary, images
+        self._further, self._share = further, share
+        self._order = generator(seed, f"{purpose}order")
+        self._augmentation = generator(seed, f"{purpose}augmentation")
+
+    def next(self) -> Batch:
+        """The batch around the last primary one."""
+        if not self._further:
+            return self._primary.batch
+        others = torch.ones(len(self._images), dtype=torch.bool)
+        others[self._primary.rows] = False
+        rows = others.nonzero().flatten()
+        rows = rows[torch.randperm(len(rows), generator=self._order)[: self._further]]
+        further = self._images.draw(rows, self._augmentation, self._share)
+        return self._primary.batch.with_others(further)
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands; the primary batches have a state of their own."""
+        return {
+            "order": self._order.get_state(),
+            "augmentation": self._augmentation.get_state(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self._order.set_state(state["order"])
+        self._augmentation.set_state(state["augmentation"])
 
 
 class RunData:
@@ -235,10 +309,17 @@ class RunData:
             )
         self.primary = self._stream(training.batch, "")
 
-    def auxiliary(self) -> BatchSampler:
-        """Batches from a stream of their own over the same training images."""
-        size = max(1, round(self._training.fraction * self._training.batch))
-        return self._stream(min(size, len(self._images)), "auxiliary ")
+    def auxiliary(self) -> Stream:
+        """Batches from the same training images: a stream of their own, or around the primary."""
+        training, count = self._training, len(self._images)
+        size = min(max(1, round(training.fraction * training.batch)), count)
+        if training.auxiliary == "own":
+            return self._stream(size, "auxiliary ")
+        further = size - training.batch
+        share = self._group.share(further) if further else slice(0)
+        return ContainingSampler(
+            self.primary, self._images, further, share, training.seed, "auxiliary "
+        )
 
     def sample(self, count: int) -> Batch:
         """At most `count` of the images that it learns from, as they are, with the labels as given.

@@ -103,6 +103,27 @@
         : { tickvals: labels.map((_, i) => i), ticktext: labels, range: [-0.6, labels.length - 0.4], showgrid: false };
       return [traces, layout(axis(section.names[over], x), axis(""))];
     },
+    frontier: (section) => {
+      const setting = chosen(section), drawn = lines(section, setting);
+      const place = (line) => setting.costs[line.method];
+      const costs = [1, 1.25, 1.5, 2, 2.5, 3, 4, 6, 8];
+      const best = (setting?.frontier ?? []).map((k) => drawn.find((line) => line.method === k)).filter(Boolean);
+      return [
+        [
+          { x: best.map(place), y: best.map((line) => line.value.mean), mode: "lines", hoverinfo: "skip",
+            line: { color: look("--soft"), width: 1.5, shape: "hv" } },
+          ...drawn.map((line) => {
+            const color = look(line.color), open = setting.dominated.includes(line.method);
+            return { x: [place(line)], y: [line.value.mean], mode: best.includes(line) ? "markers+text" : "markers",
+              text: [line.title], textposition: "top center", textfont: { size: 12, color: look("--ink") }, cliponaxis: false,
+              marker: { color, size: 10, symbol: open ? "circle-open" : "circle", line: { width: open ? 2 : 0 } },
+              error_y: { type: "data", array: [line.value.sd ?? 0], width: 3, thickness: 1, color: faint(color, 0.5) },
+              hovertemplate: `${line.title}: %{y:.1f} at %{x:.3g} gradients a step<extra></extra>` };
+          }),
+        ],
+        layout(axis("gradients a step", { type: "log", tickvals: costs, ticktext: costs.map(String) }), axis("")),
+      ];
+    },
     difference: (section) => {
       const rows = lines(section, chosen(section)).filter((line) => line.difference).reverse();
       return [
