@@ -275,11 +275,7 @@ class Learner:
         """One that has not taken a step. Raises InputError where something does not fit."""
         method = own.method(training.method)
         loss = losses.find(training.loss, training.label_smoothing)
-        if method.per_sample and loss.each is None:
-            raise InputError(
-                f"{method.title} looks at the loss of each sample, and {loss.name} takes no "
-                f"reduction= as torch's losses do: leave {training.method} out"
-            )
+        loss.require(method)
         total_steps = training.epochs * ours.steps
         optimizer = method.build(
             bases.build(
@@ -343,7 +339,7 @@ class Learner:
         narrow = self.training.precision == "bfloat16"
         device = self.group.device.type
         with torch.autocast(device, torch.bfloat16) if narrow else nullcontext():
-            outputs = _called(self.model, inputs)
+            outputs = called(self.model, inputs)
         # Losses and accuracies are float32 in any precision: sums have no room in bfloat16.
         return changed(outputs, _widened) if narrow else outputs
 
@@ -449,7 +445,7 @@ class EpochMetrics:
         return EpochSummary(*map(float, self._group.total(self._sums)))
 
 
-def _called(model: nn.Module, inputs: Any) -> Any:
+def called(model: nn.Module, inputs: Any) -> Any:
     """What a model makes of the inputs of a batch: one, several in their order, or by name."""
     if isinstance(inputs, Mapping):
         return model(**cast("Mapping[str, Any]", inputs))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flatmin.methods import Method
 from flatmin.training import own
 from flatmin.training.errors import InputError, unknown
 
@@ -64,6 +65,14 @@ class Loss:
     name: str
     mean: Function
     each: Function | None
+
+    def require(self, method: Method) -> None:
+        """Raise InputError where `method` needs more than the mean."""
+        if method.per_sample and self.each is None:
+            raise InputError(
+                f"{method.title} looks at the loss of each sample, and {self.name} takes no "
+                f"reduction= as torch's losses do: leave {method.title} out"
+            )
 
 
 def find(name: str, label_smoothing: float = 0.0) -> Loss:
@@ -116,18 +125,26 @@ def _by_sample(function: Function, outputs: Any, targets: Any) -> Tensor:
     return losses.flatten(1).mean(1) if losses.dim() > 1 else losses
 
 
-def measure(metric: str, outputs: Any, targets: Any) -> float:
-    """The value of a user's metric. Raises InputError where it is no number of good outputs."""
-    name = own.title(metric_name(metric))
-    function = own.find(metric_name(metric))
+def number(metric: str, outputs: Any, targets: Any) -> float:
+    """What a user's metric gives. Raises InputError where that is no number."""
+    name = metric_name(metric)
+    function = own.find(name)
+    if isinstance(function, type):  # a class of torch or torchmetrics
+        function = function()
     try:
-        value = float(function(outputs, targets))
+        return float(function(outputs, targets))
     except Exception as error:
         said = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"the metric {name} gives no number: {said}") from None
+        raise InputError(f"the metric {own.title(name)} gives no number: {said}") from None
+
+
+def measure(metric: str, outputs: Any, targets: Any) -> float:
+    """The same, of all test samples: nan is for a model that has diverged, and a mistake else."""
+    value = number(metric, outputs, targets)
     if not math.isfinite(value) and _sound(outputs):
         raise InputError(
-            f"the metric {name} gave {value} for outputs that are finite: it must tell runs apart"
+            f"the metric {own.title(metric_name(metric))} gave {value} for outputs that are finite: "
+            f"it must tell runs apart"
         )
     return value
 
