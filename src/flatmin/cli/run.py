@@ -43,7 +43,12 @@ def run(wanted: RunArguments) -> int:
     store = Store.open(location, identity, description, allow_mixed=wanted.allow_mixed)
     if wanted.storage:
         print(f"flatmin: others join by: flatmin worker '{location}'", file=sys.stderr)
-    trainer = Trainer.at(location, checkpoints=wanted.checkpoints, tensorboard=wanted.tensorboard)
+    trainer = Trainer.at(
+        location,
+        checkpoints=wanted.checkpoints,
+        tensorboard=wanted.tensorboard,
+        keep=bool(wanted.keep),
+    )
     if not train(store, plan, serialization.named(plan), trainer, workers):
         return 130
     page = store.folder / "report.html"
@@ -97,7 +102,12 @@ def worker(wanted: WorkerArguments) -> int:
     location = StudyLocation.of(wanted.run)
     store = Store.join(location, allow_mixed=wanted.allow_mixed)
     plan = serialization.restored(store.plan)
-    trainer = Trainer.at(location, checkpoints=wanted.checkpoints, tensorboard=wanted.tensorboard)
+    trainer = Trainer.at(
+        location,
+        checkpoints=wanted.checkpoints,
+        tensorboard=wanted.tensorboard,
+        keep=bool(wanted.keep),
+    )
     if torchrun.several():
         torchrun.together(trainer, lambda shared: work(store, plan, shared))
         return 0

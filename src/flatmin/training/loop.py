@@ -111,7 +111,8 @@ class Run:
         if not math.isfinite(self.epochs[-1].loss):
             return "diverged: the loss is not finite"
         by_chance = self.training.metric == losses.ACCURACY and not self.training.holdout
-        if by_chance and self.accuracy < 1.2 * self.chance:
+        # of two classes, five points more than a guess: a fifth more would be much
+        if by_chance and self.accuracy < min(1.2 * self.chance, self.chance + 5):
             return "learned nothing: accuracy at chance"
         return skipped
 
@@ -207,18 +208,18 @@ def network(training: Training, facts: Mapping[str, int]) -> nn.Module:
         training: names it.
         facts: channels, size and classes of the data, as far as it has them.
     """
-    if not own.is_own(training.model):
-        if len(facts) < 3:
-            raise InputError(
-                f"{training.model} takes square images, (channels, side, side), and their classes: "
-                f"give a network of your own by --model module:name"
-            )
+    if own.is_own(training.model):
+        return models.brought(training.model, facts, training.width, training.pretrained)
+    if len(facts) < 3:
+        raise InputError(
+            f"{training.model} takes square images, (channels, side, side), and their classes: "
+            f"give a network of your own by --model module:name"
+        )
     model = models.build(
         training.model, width=training.width, pretrained=training.pretrained, **facts
     )
-    if not own.is_own(training.model):
-        # the memory order in which a CPU convolves a third faster
-        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    # the memory order in which a CPU convolves a third faster
+    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return model
 
 

@@ -75,6 +75,11 @@ def given(thing: Any, label: str, content: str = "") -> str:
     return name
 
 
+def forget(name: str) -> None:
+    """Keep an object no longer."""
+    _OBJECTS.pop(name, None)
+
+
 def find(name: str) -> Any:
     """What `name` stands for. Raises InputError, in one line, where it is not here."""
     if name in _OBJECTS:

@@ -7,10 +7,13 @@ by asking it again.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -436,8 +439,15 @@ def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def meaning(comparison: Comparison) -> dict[str, Any]:
-    """What rows of this comparison mean, whichever there are: its folder is named after it."""
+def default_folder(comparison: Comparison) -> Path:
+    """A folder for all comparisons that can share their rows: the same command continues there."""
+    content = json.dumps(_meaning(comparison), sort_keys=True, default=str)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+    return Path("runs") / f"{Path(own.title(comparison.data)).name}-{digest}"
+
+
+def _meaning(comparison: Comparison) -> dict[str, Any]:
+    """What rows of this comparison mean, whichever there are."""
     usual = {name: _USUAL[name] for name in _ADDED}
     content = {**comparison.model_dump(exclude=set(EXTENDABLE)), "lr": _rate(comparison)}
     return {

@@ -84,7 +84,8 @@ def build(
     missing or do not fit.
     """
     if own.is_own(name):
-        return _own(name, width, pretrained, channels=channels, size=size, classes=classes)
+        facts = {"channels": channels, "size": size, "classes": classes}
+        return brought(name, facts, width, pretrained)
     network = find(name)
     if size < network.smallest:
         raise InputError(
@@ -102,7 +103,13 @@ def build(
     return model
 
 
-def _own(name: str, width: float, pretrained: str | None, **facts: int) -> nn.Module:
+def brought(
+    name: str, facts: Mapping[str, int], width: float = 1.0, pretrained: str | None = None
+) -> nn.Module:
+    """A user's own network; of `facts` (channels, size, classes) it gets what it cannot do without.
+
+    Raises InputError where it is not here, or cannot be made so.
+    """
     if width != 1.0:
         raise InputError(f"width {width:g} is for the networks of flatmin: leave it at 1")
     model = own.network(name, own.find(name), **facts)
