@@ -100,15 +100,16 @@ def compare(
     Args:
         model: a function or a class that makes a new network each time, or a name that
             `flatmin compare --model` takes; default None: as usual for the data set. Those of
-            `channels`, `size` and `classes` for which it has a parameter without a default are given.
+            `channels`, `size` and `classes` for which it has a parameter without a default are
+            given.
         train: a map-style dataset, a tuple of tensors (inputs, targets), or the name of a data set,
             a folder, or `module:function` that returns (train, test); default "digits". A sample is
             (inputs, target); its batch goes to the model as it is, tuples as several arguments and
             mappings by name.
         test: the same, to measure on; default None, where `train` is a name.
-        methods: names that `flatmin methods` lists, rows of `flatmin.methods.TABLE`, or functions of
-            (base, rho, **options) that return a `flatmin.SharpnessAware`; differences are to the
-            first; default ("sgd", "sam").
+        methods: names that `flatmin methods` lists, rows of `flatmin.methods.TABLE`, or functions
+            of (base, rho, **options) that return a `flatmin.SharpnessAware`; differences are to
+            the first; default ("sgd", "sam").
         loss: a function of (outputs, targets) to a scalar; default None: the cross-entropy.
         metric: a function of (outputs, targets) of the whole test set to a number; where batches
             cannot be joined, of each batch, and the mean counts; default None: the accuracy in %.
@@ -120,8 +121,8 @@ def compare(
         epochs: passes over the training samples; default None: as usual for the data set, or 20.
         batch: samples a step; default None: as usual for the data set, or 64, or what fits.
         seeds: runs of each method, at least 3 to be told anything; default None: 3 for most.
-        lr: learning rate, or several to choose from with `tune`; default None: as usual for the data
-            set, or the base's own where that is a function.
+        lr: learning rate, or several to choose from with `tune`; default None: as usual for the
+            data set, or the base's own where that is a function.
         momentum: of SGD, in [0, 1); the first beta of Adam; default None: 0.9.
         weight_decay: at least 0; default None: 0.0005 for most.
         rho: one radius for every method, or several to choose from with `tune`; default None: each
@@ -146,8 +147,8 @@ def compare(
         pretrained: a file of weights to start from, or "hub"; default None: random weights.
         examine: further test sets: names, or folders of images by class; or, with data of your own,
             datasets by name; default None: none.
-        loader: arguments of `torch.utils.data.DataLoader` for data of your own, such as `collate_fn`
-            and `num_workers`; default None. The order of samples is the comparison's.
+        loader: arguments of `torch.utils.data.DataLoader` for data of your own, such as
+            `collate_fn` and `num_workers`; default None. The order of samples is the comparison's.
         keep: whether the final weights of every run stay beside its row, for `run.model()`; default
             False.
         out: folder for the rows and the report; default None: one in `runs/` with a name of its own
@@ -243,8 +244,8 @@ def load(run: Any, model: Callable[..., nn.Module] | None = None) -> nn.Module:
     """The network of a finished run, with its final weights, in evaluation mode.
 
     Args:
-        run: of `result.runs`, a file that `--keep weights` has written, a folder with one such file,
-            or what `flatmin.training.train` has returned.
+        run: of `result.runs`, a file that `--keep weights` has written, a folder with one such
+            file, or what `flatmin.training.train` has returned.
         model: makes the network, where that was an object of another process; default None.
 
     Raises:
@@ -397,7 +398,9 @@ class ComparisonResult:
     def _repr_html_(self) -> str:
         """For notebooks: the verdict, the table and what must be known to believe it."""
         said, table = self.verdict, self._section.table
-        heads = [f"{each.title} ({each.unit})" if each.unit else each.title for each in table.columns]
+        heads = [
+            f"{each.title} ({each.unit})" if each.unit else each.title for each in table.columns
+        ]
         rows = [
             [f"<b>{_safe(entry.title)}</b>" if entry.rank else _safe(entry.title)]
             + [_safe(cell.ours) for cell in entry.cells]
@@ -440,8 +443,8 @@ def _data(train: Any, test: Any, examine: Any, loader: Mapping[str, Any] | None)
         for what, given in (("test", test), ("loader", loader)):
             if given is not None:
                 raise InputError(
-                    f"{what} belongs to data of your own, and train names {train}: leave it away, or "
-                    f"let {'module:function return' if what == 'test' else 'the data bring'} it"
+                    f"{what} belongs to data of your own, and train names {train}: leave it away, "
+                    f"or let {'module:function return' if what == 'test' else 'the data bring'} it"
                 )
         return str(train)
     if callable(train) and own.path_of(train) is not None:
@@ -462,8 +465,8 @@ def _name(thing: Any, what: str) -> str | None:
         return thing
     if isinstance(thing, nn.Module) and what == "model":
         raise InputError(
-            f"model is a {type(thing).__name__} that exists already: every run needs new weights, so "
-            f"give a function that makes one, such as lambda: {type(thing).__name__}(…)"
+            f"model is a {type(thing).__name__} that exists already: every run needs new weights, "
+            f"so give a function that makes one, such as lambda: {type(thing).__name__}(…)"
         )
     if not callable(thing):
         raise InputError(f"{what} is a {type(thing).__name__}: give a function, or a name")

@@ -184,7 +184,7 @@ def test_published_weights_go_on_seeing_the_colours_that_they_were_trained_with(
         seen = (
             RunData(training, data, ProcessGroup.here("cpu"))
             .examined.plain(torch.arange(12))
-            .images
+            .inputs
         )
         expected = (pixels / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
         torch.testing.assert_close(seen, expected.float(), rtol=1e-5, atol=1e-5)

@@ -66,8 +66,8 @@ class CompareArguments:
     model: Annotated[
         str | None, arg(metavar="NAME", help_behavior_hint="(default: by data set)")
     ] = None
-    """mlp, cnn, resnet20, resnet32, timm:NAME where timm is installed, or module:function that makes
-    your own."""
+    """mlp, cnn, resnet20, resnet32, timm:NAME where timm is installed, or module:function that
+    makes your own."""
     noise: Annotated[str, arg(metavar="SHARE|human:COLUMN")] = "0"
     """Wrong training labels: a share in [0, 1), or for cifar10 what people answered
     (human:worse_label, aggre_label, random_label1, random_label2, random_label3)."""

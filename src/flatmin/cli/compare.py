@@ -117,9 +117,7 @@ def _set(flag: str, text: str) -> tuple[str, int | float | bool | str]:
         raise InputError(f"--{flag} {text} sets nothing: give it as name=value")
     if value in ("True", "true", "False", "false"):
         return name, value.lower() == "true"
-    for kind in (int, float):
-        try:
-            return name, kind(value)
-        except ValueError:
-            pass
-    return name, value
+    try:
+        return name, int(value) if value.lstrip("+-").isdigit() else float(value)
+    except ValueError:
+        return name, value

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, cast
 
 import torch
 from torch.nn import Parameter
@@ -35,11 +35,12 @@ def build(
     momentum: float | None = 0.9,
     weight_decay: float | None = 0.0,
     options: Mapping[str, Any] | None = None,
-) -> Optimizer | Sequence[Optimizer]:
+) -> Optimizer:
     """The base optimizer called `name` in `BASES`, or the one that a user's function makes.
 
-    The user's function takes the parameters, and by name what is not None and what is in `options`.
-    Raises InputError where it does not.
+    The user's function takes the parameters, and by name what is not None and what is in `options`;
+    it may make several optimizers, of which our methods take a list. Raises InputError where it
+    makes none.
     """
     options = dict(options or {})
     if not own.is_own(name):
@@ -47,18 +48,19 @@ def build(
     numbers = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
     given = {**{name: value for name, value in numbers.items() if value is not None}, **options}
     try:
-        made = own.find(name)(parameters, **given)
+        made: Any = own.find(name)(parameters, **given)
     except InputError:
         raise
     except Exception as error:
         said = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"the base optimizer {own.title(name)} cannot be made: {said}") from None
+    # several stand in a list
     if not isinstance(made, Optimizer | list | tuple):
         raise InputError(
-            f"the base {own.title(name)} made a {type(made).__name__}: give a function of parameters "
-            f"that makes an optimizer, such as lambda params: torch.optim.AdamW(params)"
+            f"the base {own.title(name)} made a {own.kind(made)}: give a function of the "
+            f"parameters that makes an optimizer, such as lambda params: torch.optim.AdamW(params)"
         )
-    return made
+    return cast("Optimizer", made)
 
 
 def require(name: str, options: Mapping[str, Any]) -> None:
@@ -66,12 +68,21 @@ def require(name: str, options: Mapping[str, Any]) -> None:
     if own.is_own(name) or not options:
         return
     known = {*inspect.signature(KINDS[name]).parameters, *inspect.signature(BASES[name]).parameters}
-    known -= {"params", "parameters", "lr", "momentum", "weight_decay", "betas", "nesterov", "options"}
+    known -= {
+        "params",
+        "parameters",
+        "lr",
+        "momentum",
+        "weight_decay",
+        "betas",
+        "nesterov",
+        "options",
+    }
     for option in options:
         if option not in known:
             raise unknown(f"option of {name}", option, known)
     try:
-        BASES[name]([torch.zeros(1, requires_grad=True)], 0.1, 0.9, 0.0, **options)
+        BASES[name]([Parameter(torch.zeros(1))], 0.1, 0.9, 0.0, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"an option of {name} does not fit: {error}") from None
 

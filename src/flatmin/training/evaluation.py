@@ -13,7 +13,7 @@ The last two also go with "cifar100-c", and with "imagenet-c", whose images are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from torch import Tensor
 from flatmin.training.data import corruptions, sets
 from flatmin.training.data.batches import ImageSet, RunData
 from flatmin.training.data.images import ImageData, load, load_test, test_classes
-from flatmin.training.data.samples import AnyData, SampleData, SampleRun, SampleSet
+from flatmin.training.data.sample_batches import SampleRun, SampleSet
+from flatmin.training.data.samples import AnyData, SampleData
 from flatmin.training.errors import InputError, unknown
 
 
@@ -69,8 +70,28 @@ def require(name: str, data: AnyData) -> None:
     """
     if isinstance(data, SampleData):
         _further(name, data)
-    elif is_folder(name):
-        _matched(name, test_classes(name), data)
+        return
+    other, _ = _parsed(name, data)
+    found, _, kind = other.partition(":")
+    if not other or other == "digits" or other.startswith("hub:"):
+        return
+    if is_folder(other):
+        _matched(other, test_classes(other), data)
+    elif found.endswith("-c"):
+        _require_corrupted(found, kind, data)
+    elif other in sets.NAMED_SETS:
+        sets.folder_of(other)
+    else:
+        raise unknown("data set", other, ["digits", *sets.NAMED_SETS])
+
+
+def _parsed(name: str, data: ImageData) -> tuple[str, int]:
+    """The further set, empty for the test images themselves, and the number of guesses."""
+    other = name.removesuffix("top-5").removesuffix(":")
+    top = 5 if name.endswith("top-5") else 1
+    if top >= len(data.classes):
+        raise InputError(f"{name} says nothing about {len(data.classes)} classes: leave it away")
+    return other, top
 
 
 def is_folder(name: str) -> bool:
@@ -94,10 +115,7 @@ def find(name: str, data: AnyData, run_data: RunData | SampleRun) -> Examination
         assert isinstance(run_data, SampleRun)
         found = _further(name, data)
         return Examination(lambda: iter([run_data.set(found)]))
-    other = name.removesuffix("top-5").removesuffix(":")
-    top = 5 if name.endswith("top-5") else 1
-    if top >= len(data.classes):
-        raise InputError(f"{name} says nothing about {len(data.classes)} classes: leave it away")
+    other, top = _parsed(name, data)
     if not other:
         return Examination(lambda: iter([run_data.examined]), top)
     found, _, kind = other.partition(":")
@@ -138,14 +156,7 @@ def _corrupted(
     name: str, kind: str, data: ImageData, run_data: RunData
 ) -> Callable[[], Iterator[ImageSet]]:
     """Of the corrupted set `name`, one `kind` with its severity, or all standard ones."""
-    if name not in ("cifar10-c", "cifar100-c", "imagenet-c") or data.name != name[:-2]:
-        raise InputError(
-            f"a model of {data.name} cannot be examined on {name}: there are cifar10-c, "
-            f"cifar100-c and imagenet-c, each for models of its set"
-        )
-    chosen = [corruptions.parse(f"{name}:{kind}")] if kind else corruptions.ALL
-    if name == "imagenet-c":
-        sets.folder_of(name)
+    chosen = _require_corrupted(name, kind, data)
 
     def made(kind: str, severity: int) -> ImageSet:
         if name == "imagenet-c":
@@ -154,6 +165,19 @@ def _corrupted(
         return run_data.set(pixels, data.test_labels)
 
     return lambda: (made(*each) for each in chosen)
+
+
+def _require_corrupted(name: str, kind: str, data: ImageData) -> Sequence[tuple[str, int]]:
+    """The corruptions with their severities. Raises InputError where they are not for `data`."""
+    if name not in ("cifar10-c", "cifar100-c", "imagenet-c") or data.name != name[:-2]:
+        raise InputError(
+            f"a model of {data.name} cannot be examined on {name}: there are cifar10-c, "
+            f"cifar100-c and imagenet-c, each for models of its set"
+        )
+    chosen = [corruptions.parse(f"{name}:{kind}")] if kind else corruptions.ALL
+    if name == "imagenet-c":
+        sets.folder_of(name)
+    return chosen
 
 
 def _test(images: ImageData, run_data: RunData) -> ImageSet:

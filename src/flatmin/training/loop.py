@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -31,7 +31,8 @@ from flatmin.optimizer import SharpnessAware
 from flatmin.training import bases, evaluation, losses, models, own, schedules
 from flatmin.training.checkpoints import Checkpoints
 from flatmin.training.data.batches import Batch, BatchSampler, ImageSet, RunData, changed
-from flatmin.training.data.samples import AnyData, SampleRun, SampleSet, load_any, run_data
+from flatmin.training.data.sample_batches import SampleRun, SampleSet, run_data
+from flatmin.training.data.samples import AnyData, load_any
 from flatmin.training.errors import InputError
 from flatmin.training.processes import Parallel, ProcessGroup
 from flatmin.training.recorder import EpochSummary, Recorder
@@ -463,40 +464,56 @@ Scores = Callable[[Any], Any]
 """From the inputs of a batch to what the model makes of them."""
 
 
-@torch.no_grad()
 def measured(
     learner: Learner, scores: Scores, samples: ImageSet | SampleSet, top: int = 1
 ) -> float:
-    """Of the model, in evaluation mode, on `samples`: its accuracy in %, or the run's metric."""
-    learner.model.eval()
+    """Of the model on `samples`: its accuracy in %, or the metric of the run."""
     group = learner.group
-    # an accuracy is a sum of whole numbers, so that any number of ranks finds the same
-    rows, size = torch.arange(len(samples)), samples.chunk * group.world
-    shares = [
-        rows[start : start + size].tensor_split(group.world)[group.rank]
-        for start in range(0, len(rows), size)
-    ]
-    batches = [share for share in shares if len(share)]
-    outputs = ((scores(batch.inputs), batch) for batch in samples.each(batches))
     if learner.answers:
-        return accuracy(outputs, group, top)
-    found = [(changed(out, Tensor.cpu), changed(b.targets, Tensor.cpu), len(b)) for out, b in outputs]
+        return accuracy(scores, learner.model, samples, group, top)
+    found = [
+        (changed(outputs, Tensor.cpu), changed(batch.targets, Tensor.cpu), len(batch))
+        for outputs, batch in _evaluated(scores, learner.model, samples, group)
+    ]
     parts = [part for share in group.from_all(found) for part in share]
     return metric_of(learner.training.metric, parts)
 
 
-def accuracy(outputs: Iterable[tuple[Any, Batch]], group: ProcessGroup, top: int = 1) -> float:
-    """% of the labels that are among the model's `top` guesses."""
+def accuracy(
+    scores: Scores,
+    model: nn.Module,
+    samples: ImageSet | SampleSet,
+    group: ProcessGroup,
+    top: int = 1,
+) -> float:
+    """% of `samples` that `model`, in evaluation mode, gives their label in its `top` guesses."""
     right = torch.zeros((), dtype=torch.int64, device=group.device)
     count = torch.zeros((), dtype=torch.int64, device=group.device)
-    for scores, batch in outputs:
+    # Whole numbers, so that any number of ranks finds the same; a share may be empty.
+    for outputs, batch in _evaluated(scores, model, samples, group):
         # of equal scores, argmax takes the first and topk any
-        guesses = scores.topk(top, 1).indices if top > 1 else scores.argmax(1, keepdim=True)
+        guesses = outputs.topk(top, 1).indices if top > 1 else outputs.argmax(1, keepdim=True)
         right += (guesses == batch.targets.unsqueeze(1)).sum()
         count += (batch.targets >= 0).sum()  # padded places are labelled below 0
     return 100 * int(group.total(right)) / max(1, int(group.total(count)))
 
 
+@torch.no_grad()
+def _evaluated(
+    scores: Scores, model: nn.Module, samples: ImageSet | SampleSet, group: ProcessGroup
+) -> Iterator[tuple[Any, Batch]]:
+    """What the model, in evaluation mode, makes of this rank's share of the samples."""
+    model.eval()
+    rows, size = torch.arange(len(samples)), samples.chunk * group.world
+    shares = [
+        rows[start : start + size].tensor_split(group.world)[group.rank]
+        for start in range(0, len(rows), size)
+    ]
+    for batch in samples.each([share for share in shares if len(share)]):
+        yield scores(batch.inputs), batch
+
+
+@torch.no_grad()
 def metric_of(metric: str, parts: Sequence[tuple[Any, Any, int]]) -> float:
     """A user's metric of (outputs, targets, samples) of every batch.
 

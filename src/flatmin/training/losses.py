@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,8 @@ def require(loss: str, metric: str) -> None:
     direction, _, name = metric.partition(":")
     if metric != ACCURACY and not (direction in _DIRECTIONS and own.is_own(name)):
         raise InputError(
-            f"metric {metric!r} is neither accuracy nor one with its direction: give min:module:name "
-            f"or max:module:name, whichever is better"
+            f"metric {metric!r} is neither accuracy nor one with its direction: give "
+            f"min:module:name or max:module:name, whichever is better"
         )
 
 
@@ -111,7 +111,7 @@ def _each(function: Any) -> Function | None:
     """The same loss for each sample, where it takes `reduction` as torch's do."""
     if isinstance(function, nn.Module) and hasattr(function, "reduction"):
         function = copy.copy(function)
-        cast("Any", function).reduction = "none"
+        function.reduction = "none"
         return partial(_by_sample, function)
     try:
         reducible = "reduction" in inspect.signature(function).parameters
@@ -143,8 +143,8 @@ def measure(metric: str, outputs: Any, targets: Any) -> float:
     value = number(metric, outputs, targets)
     if not math.isfinite(value) and _sound(outputs):
         raise InputError(
-            f"the metric {own.title(metric_name(metric))} gave {value} for outputs that are finite: "
-            f"it must tell runs apart"
+            f"the metric {own.title(metric_name(metric))} gave {value} for outputs that are "
+            f"finite: it must tell runs apart"
         )
     return value
 

@@ -1,4 +1,4 @@
-"""What users bring to a study, by name: `my.module:Net`, or an object of this process, `Net@1f3a5c7e`.
+"""What users bring to a study, by name: `my.module:Net`, or an object, `Net@1f3a5c7e`.
 
 A study keeps names, since its rows outlive the process that made them. An import path is found by
 any process; an object that has none only by the one that was given it, and its name ends with a
@@ -14,11 +14,11 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import CodeType, FunctionType, MethodType
 from typing import Any, cast
 
@@ -90,8 +90,8 @@ def find(name: str) -> Any:
             f"give it by an import path, module:name"
         )
     module, _, inside = name.partition(":")
-    if os.getcwd() not in sys.path:  # a console script looks beside itself alone
-        sys.path.append(os.getcwd())
+    if str(Path.cwd()) not in sys.path:  # a console script looks beside itself alone
+        sys.path.append(str(Path.cwd()))
     try:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -130,8 +130,8 @@ def require_paths(names: Mapping[str, str], workers: int) -> None:
     for what, name in names.items():
         if is_object(name):
             raise InputError(
-                f"{what} {title(name)} is an object of this process, which {workers} workers cannot "
-                f"import: move it to a module and give module:name, or take workers=1"
+                f"{what} {title(name)} is an object of this process, which {workers} workers "
+                f"cannot import: move it to a module and give module:name, or take workers=1"
             )
 
 
@@ -153,8 +153,8 @@ def digest(content: str | bytes) -> str:
 def described(thing: Any) -> str:
     """What a function, a module or an object is, in words that are the same in every process.
 
-    Of a function: its name, its code, its defaults, and what it holds of the functions around it. Of
-    an `nn.Module`: its `repr`. Of a tensor: shape, type and content. Of others: their `repr`.
+    Of a function: its name, its code, its defaults, and what it holds of the functions around it.
+    Of an `nn.Module`: its `repr`. Of a tensor: shape, type, content. Of others: their `repr`.
     """
     if isinstance(thing, functools.partial):
         parts = cast("functools.partial[Any]", thing)
@@ -204,6 +204,11 @@ def _named(values: Mapping[str, Any]) -> str:
 # What is brought ------------------------------------------------------------------------------
 
 
+def kind(thing: Any) -> str:
+    """The class of an object, for a message."""
+    return type(thing).__name__
+
+
 def label(thing: Any) -> str:
     """A short name for people: of a function its own, of an object that of its class."""
     if isinstance(thing, functools.partial):
@@ -238,8 +243,8 @@ def _method(name: str, thing: Any) -> Method:
     lacking = [each for each in ("model", "max_norm", "measure_radius") if each not in parameters]
     if lacking and not open_ended:
         raise InputError(
-            f"the method {title(name)} takes no {lacking[0]}: write def {title(name)}(base, rho=0.05, "
-            f"**options) and pass **options on to flatmin.SharpnessAware"
+            f"the method {title(name)} takes no {lacking[0]}: write def {title(name)}(base, "
+            f"rho=0.05, **options) and pass **options on to flatmin.SharpnessAware"
         )
     build = cast("Any", thing)
     rho = 0.0

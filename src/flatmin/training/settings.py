@@ -22,12 +22,13 @@ PRECISIONS = ("float32", "bfloat16")
 """The types in which a model can be evaluated; its weights are float32 in both."""
 
 _HASHED_ALWAYS = (
-    "data model method rho seed epochs batch lr momentum weight_decay noise limit fraction augment "
-    "holdout options base schedule milestones gamma warmup label_smoothing cutout max_norm precision "
-    "width pretrained size examine observe"
-).split()
-"""Fields that go into every key. A later field goes in where it is not at its default, so that the
-rows of earlier versions keep their keys."""
+    *("data", "model", "method", "rho", "seed", "epochs", "batch", "lr", "momentum"),
+    *("weight_decay", "noise", "limit", "fraction", "augment", "holdout", "options", "base"),
+    *("schedule", "milestones", "gamma", "warmup", "label_smoothing", "cutout", "max_norm"),
+    *("precision", "width", "pretrained", "size", "examine", "observe"),
+)
+"""Fields that go into every key. A later one goes in where it is not at its default, so that rows
+of earlier versions keep their keys."""
 
 
 @dataclass(frozen=True)

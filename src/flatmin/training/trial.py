@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from flatmin.training import bases, evaluation, losses, own
 from flatmin.training.data.batches import changed
 from flatmin.training.data.images import ImageData
-from flatmin.training.data.samples import AnyData, SampleData, run_data
+from flatmin.training.data.sample_batches import run_data
+from flatmin.training.data.samples import AnyData, SampleData
 from flatmin.training.data.stream import pieces
 from flatmin.training.errors import InputError
 from flatmin.training.loop import called, network
@@ -130,7 +131,9 @@ def _require_answers(outputs: Any, targets: Any) -> None:
     remedy = "give another metric, and say whether more or less of it is better"
     if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
         kind = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
-        raise InputError(f"accuracy needs labels that are whole numbers, these are {kind}: {remedy}")
+        raise InputError(
+            f"accuracy needs labels that are whole numbers, these are {kind}: {remedy}"
+        )
     if not isinstance(outputs, Tensor) or outputs.dim() < 2:
         raise InputError(f"accuracy needs outputs of shape (batch, classes): {remedy}")
     if outputs.argmax(1).shape != targets.shape:

@@ -64,7 +64,8 @@ class Comparison(BaseModel):
             a method without a radius gets as many learning rates as others get pairs.
         tuning_seeds: number of runs of each candidate that is tried, with the seeds -1, -2, ...
         seeds: number of runs of each method, with the seeds 0 .. seeds - 1.
-        options: further hyperparameters by method: {"agnostic-sam": {"beta": 0.5}}.
+        options: further hyperparameters by method: {"agnostic-sam": {"beta": 0.5}}; a radius of
+            its own is one of them, as "rho".
         radii: default radii of methods of your own, so that a report need not import them.
     """
 
@@ -106,9 +107,10 @@ class Comparison(BaseModel):
 
     @classmethod
     def asked(cls, given: Mapping[str, Any]) -> Comparison:
-        """A comparison from what is `given`: what is None there is as usual for its data and base."""
+        """A comparison from what is `given`: None there is as usual for its data and base."""
         typed = {name: value for name, value in given.items() if value is not None}
-        usual = {"noise": "0"} | vars(regime(typed["data"])) | BASE_DEFAULTS.get(typed.get("base", "sgd"), {})
+        usual: dict[str, Any] = {"noise": "0", **vars(regime(typed["data"]))}
+        usual.update(BASE_DEFAULTS.get(typed.get("base", "sgd"), {}))
         if own.is_own(typed.get("base", "")):
             usual |= {"lr": None, "momentum": None, "weight_decay": None}
         return cls.checked(**{**usual, **typed})
@@ -121,13 +123,14 @@ class Comparison(BaseModel):
         """
         try:
             ours = [name for name in fields["methods"] if own.is_own(name)]
-            return cls(**{**fields, "radii": {name: own.method(name).rho for name in ours}})
+            radii = {name: own.method(name).rho for name in ours}
+            return cls.model_validate({**fields, "radii": radii})
         except ValidationError as error:
             first = error.errors()[0]
             ours = first.get("ctx", {}).get("error")
             name = ".".join(map(str, first["loc"]))
             if first["loc"][:1] == ("tune",):
-                raise InputError(f"--tune {first['input']} is nothing to tune: give rho, lr or rho,lr")
+                ours = f"--tune {first['input']} is nothing to tune: give rho, lr or rho,lr"
             raise InputError(ours or f"{name} {first['input']!r}: {first['msg']}") from None
 
     @field_validator("lr", mode="before")
@@ -199,13 +202,13 @@ class Comparison(BaseModel):
             )
         if self.lr is None and "lr" in self.tune:
             raise InputError(
-                "--tune lr needs to know where to start: give --lr as well, and a base that takes lr"
+                "--tune lr needs to know where to start: give --lr too, and a base that takes lr"
             )
         for name in self.options:
             if name not in self.methods:
                 raise unknown("method of an option", name, self.methods)
         for name in self.methods:  # raises what the first run would raise
-            self._training(name, self.usual_radius(name), self.lr and self.lr[0])
+            self._training(name, self.usual_radius(name), self._rate)
         tried = sum(len(self._candidates(name)) for name in self.methods)
         tuning.require_size(tried * self.tuning_seeds + len(self.methods) * self.seeds)
         return self
@@ -225,8 +228,9 @@ class Comparison(BaseModel):
         """
         if "lr" not in self.tune or self.lr is None:
             return ()
-        lr = self.lr
-        grid = sorted(lr if len(lr) > 1 else [_rounded(lr[0] * factor) for factor in RATE_FACTORS])
+        grid = sorted(self.lr)
+        if len(grid) == 1:
+            grid = [_rounded(grid[0] * factor) for factor in RATE_FACTORS]
         if "rho" not in self.tune or self._default(method):
             return tuple(grid)
         count = len(grid) * len(self.rho or TUNING_FACTORS)
@@ -238,12 +242,18 @@ class Comparison(BaseModel):
     def usual_radius(self, method: str) -> float | None:
         """Of `method` where none is tuned; None where it has none."""
         default = self._default(method)
-        return (self.rho[0] if self.rho else default) if default else None
+        given = self.options.get(method, {}).get("rho", self.rho[0] if self.rho else default)
+        return float(given) if default else None
 
     def tuned(self, method: str) -> TunedMethod:
         """The runs of `method`: what is tuned is the best, of equals the smallest."""
-        usual = self._training(method, self.usual_radius(method), self.lr and self.lr[0])
+        usual = self._training(method, self.usual_radius(method), self._rate)
         return TunedMethod(usual, self._candidates(method), self.seeds, self.tuning_seeds)
+
+    @property
+    def _rate(self) -> float | None:
+        """Where none is tuned."""
+        return self.lr[0] if self.lr else None
 
     def _candidates(self, method: str) -> tuple[Training, ...]:
         radii, rates = sorted(self.grid(method)), self.rates(method)
@@ -252,7 +262,7 @@ class Comparison(BaseModel):
         return tuple(
             self._training(method, rho, lr)
             for rho, lr in itertools.product(
-                radii or [self.usual_radius(method)], rates or [self.lr and self.lr[0]]
+                radii or [self.usual_radius(method)], rates or [self._rate]
             )
         )
 
@@ -319,7 +329,8 @@ class Comparison(BaseModel):
 
     def _training(self, method: str, rho: float | None, lr: float | None) -> Training:
         shared = self.model_dump(exclude={*EXTENDABLE, "lr", "base_options"})
-        options = tuple(self.options.get(method, {}).items())
+        given = self.options.get(method, {})
+        options = tuple((name, value) for name, value in given.items() if name != "rho")
         extra = tuple(self.base_options.items())
         return Training(
             **shared, lr=lr, method=method, rho=rho, options=options, base_options=extra
@@ -386,7 +397,9 @@ def fitted(
         network = models.find(comparison.model)
         if size < network.smallest or size % network.multiple:
             changes["model"] = "mlp"
-            notes.append(f"--model mlp: the usual {comparison.model} is for images larger than {size}")
+            notes.append(
+                f"--model mlp: the usual {comparison.model} is for images larger than {size}"
+            )
     return comparison.model_copy(update=changes), notes
 
 
@@ -396,8 +409,8 @@ def begin(
     """A comparison with the rows that are at its location by now.
 
     The rows of one that differs in what is `EXTENDABLE` alone are taken over: more seeds or fewer,
-    other methods, another grid. Raises InputError where it cannot be written there, or where what is
-    there means something else; the message names what differs.
+    other methods, another grid. Raises InputError where it cannot be written there, or where what
+    is there means something else; the message names what differs.
     """
     store = Store.open(
         location,

@@ -177,12 +177,14 @@ def _asked(comparison: Comparison) -> dict[str, Any]:
 def _words(name: str, value: Any) -> list[str]:
     """A field as flags."""
     if name == "options":
-        every = [(m, option, each) for m, options in value.items() for option, each in options.items()]
-        return [
-            word for m, option, each in every for word in ("--option", f"{m}.{option}={each}")
+        every = [
+            (m, option, each) for m, options in value.items() for option, each in options.items()
         ]
+        return [word for m, option, each in every for word in ("--option", f"{m}.{option}={each}")]
     if name == "base_options":
-        return [word for option, each in value.items() for word in ("--base-option", f"{option}={each}")]
+        return [
+            word for option, each in value.items() for word in ("--base-option", f"{option}={each}")
+        ]
     return [f"--{name.replace('_', '-')}", files.as_typed(value)]
 
 

@@ -148,7 +148,7 @@ class Summary:
 
     @property
     def digits(self) -> int:
-        """Behind the point of what was measured: of a user's own metric, four that say something."""
+        """Behind the point of what was measured; four that say something of an own metric."""
         means = [abs(line.value.mean) for line in self.lines if math.isfinite(line.value.mean)]
         shown = heading(self.lines[0].measure) if self.lines else heading("accuracy")
         if not shown.metric:
@@ -319,8 +319,8 @@ def _rate_edges(comparison: Comparison, summary: Summary) -> Iterable[str]:
             edges.append(f"{line.title} ({line.tuned['lr']:g})")
     if edges:
         yield (
-            f"The chosen learning rate is at the edge of what was tried for {text.listing(edges)}: a "
-            f"better one may lie beyond. Give a wider grid by --lr."
+            f"The chosen learning rate is at the edge of what was tried for {text.listing(edges)}: "
+            f"a better one may lie beyond. Give a wider grid by --lr."
         )
 
 

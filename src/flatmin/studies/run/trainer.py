@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from flatmin.studies.plan.estimate import CostEstimate
-from flatmin.studies.store.location import StudyLocation
 from flatmin.studies.store import weights
+from flatmin.studies.store.location import StudyLocation
 from flatmin.studies.store.row import Row, row_of
 from flatmin.training import checkpoints, evaluation, own
 from flatmin.training.data.images import ImageData
@@ -60,7 +60,9 @@ class Trainer:
         usual = None if folder is None else str(folder / "checkpoints")
         live = folder / "tensorboard" if tensorboard and folder is not None else None
         if keep and folder is None:
-            raise InputError(f"weights stay in a folder, and {location} has none here: give the folder")
+            raise InputError(
+                f"weights stay in a folder, and {location} has none here: give the folder"
+            )
         kept = folder / weights.FOLDER if keep and folder is not None else None
         return cls(checkpoints or usual, checkpoints is not None, live, kept)
 

@@ -121,8 +121,9 @@ class Store:
     ) -> Store:
         """The store at `location`, made if need be; with its rows if it has the same `identity`.
 
-        `differing` names what of two identities, ours and the one that is there, must agree and does
-        not. `plan` is what a worker elsewhere needs to know which cells there are. Raises InputError if
+        `differing` names what of two identities, ours and the one that is there, must agree and
+        does not. `plan` is what a worker elsewhere needs to know which cells there are. Raises
+        InputError if
         the database cannot be written, is none of ours, of another version of it, of another
         identity (the message names the keys that differ) or, unless `allow_mixed`, of other code.
         """

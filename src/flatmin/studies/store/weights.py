@@ -143,5 +143,7 @@ def _only(folder: Path) -> Path:
     if len(found) == 1:
         return found[0]
     names = ", ".join(each.name for each in found[:4])
-    more = f"one of {names}{', …' if len(found) > 4 else ''}" if found else "run with --keep weights"
+    more = (
+        f"one of {names}{', …' if len(found) > 4 else ''}" if found else "run with --keep weights"
+    )
     raise InputError(f"{folder} holds the weights of {len(found)} runs: give {more}")

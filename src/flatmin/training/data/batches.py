@@ -62,10 +62,11 @@ def changed(content: Any, change: Callable[[Tensor], Any]) -> Any:
     if isinstance(content, Mapping):
         items = cast("Mapping[Any, Any]", content).items()
         return {name: changed(each, change) for name, each in items}
-    if isinstance(content, tuple) and hasattr(content, "_fields"):  # a named one
-        return type(content)(*(changed(each, change) for each in content))  # pyright: ignore[reportUnknownVariableType]
     if isinstance(content, list | tuple):
-        parts = [changed(each, change) for each in cast("Sequence[Any]", content)]
+        several = cast("Any", content)
+        parts = [changed(each, change) for each in several]
+        if hasattr(several, "_fields"):  # a named tuple
+            return type(several)(*parts)
         return parts if isinstance(content, list) else tuple(parts)
     if callable(getattr(content, "to", None)) and hasattr(content, "items"):  # as transformers has
         return changed(dict(content.items()), change)

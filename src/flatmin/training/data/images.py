@@ -159,7 +159,8 @@ def load_test(name: str, *, channels: int, size: int) -> ImageData:
 
     Args:
         name: path of the folder or archive.
-        channels, size: of the images, as a model takes them.
+        channels: of the images, as a model takes them.
+        size: the same.
     """
     path = Path(name)
     form = Form(channels, size + sets.margin(size))
