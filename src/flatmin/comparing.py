@@ -37,6 +37,9 @@ from flatmin.training.data.samples import SampleData
 from flatmin.training.errors import InputError
 from flatmin.training.loop import Run, Training
 
+USUAL = ("sgd", "sam")
+"""What is compared where nothing is said."""
+
 _AGAIN = "mend that, and the same call goes on; every run is kept"
 
 
@@ -45,7 +48,7 @@ def compare(
     model: str | Callable[..., nn.Module] | None = None,
     train: Any = "digits",
     test: Any = None,
-    methods: Sequence[str | Method | Callable[..., Any]] = ("sgd", "sam"),
+    methods: Sequence[str | Method | Callable[..., Any]] | None = None,
     loss: str | Callable[[Any, Any], Any] | None = None,
     metric: str | Callable[[Any, Any], Any] | None = None,
     direction: Literal["max", "min"] = "max",
@@ -109,7 +112,7 @@ def compare(
         test: the same, to measure on; default None, where `train` is a name.
         methods: names that `flatmin methods` lists, rows of `flatmin.methods.TABLE`, or functions
             of (base, rho, **options) that return a `flatmin.SharpnessAware`; differences are to
-            the first; default ("sgd", "sam").
+            the first; default None: SGD and SAM.
         loss: a function of (outputs, targets) to a scalar; default None: the cross-entropy.
         metric: a function of (outputs, targets) of the whole test set to a number; where batches
             cannot be joined, of each batch, and the mean counts; default None: the accuracy in %.
@@ -182,7 +185,7 @@ def compare(
     asked: dict[str, Any] = {
         "data": _data(train, test, examine, loader),
         "model": _name(model, "model"),
-        "methods": tuple(map(_method, [methods] if isinstance(methods, str) else methods)),
+        "methods": tuple(map(_method, [methods] if isinstance(methods, str) else methods or USUAL)),
         "loss": _name(loss, "loss"),
         "metric": _metric(metric, direction),
         "base": _name(base, "base"),
