@@ -23,6 +23,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from flatmin import methods
@@ -224,6 +225,18 @@ def network(training: Training, facts: Mapping[str, int]) -> nn.Module:
     return model
 
 
+def base_optimizer(training: Training, model: nn.Module) -> Optimizer:
+    """What takes the steps of a run, before a method makes it sharpness-aware."""
+    return bases.build(
+        training.base,
+        model.parameters(),
+        lr=training.lr,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+        options=dict(training.base_options),
+    )
+
+
 def _epoch(learner: Learner, ours: RunData | SampleRun) -> Epoch:
     """Train for one epoch and measure what has become of the model."""
     start = time.perf_counter()
@@ -280,14 +293,7 @@ class Learner:
         loss.require(method)
         total_steps = training.epochs * ours.steps
         optimizer = method.build(
-            bases.build(
-                training.base,
-                model.parameters(),
-                lr=training.lr,
-                momentum=training.momentum,
-                weight_decay=training.weight_decay,
-                options=dict(training.base_options),
-            ),
+            base_optimizer(training, model),
             training.rho,
             total_steps=total_steps,
             seed=training.seed,

@@ -143,12 +143,10 @@ class Training:
     @cached_property
     def key(self) -> str:
         """The hash of all fields, 16 hexadecimal digits."""
-        usual = {field.name: field.default for field in fields(self)}
-        hashed = {
-            name: value
-            for name, value in asdict(self).items()
-            if name in _HASHED_ALWAYS or value != usual[name]
-        }
+        hashed = asdict(self)
+        for name, usual in _LATER.items():
+            if hashed[name] == usual:
+                del hashed[name]
         text = json.dumps(hashed, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -191,10 +189,11 @@ class Training:
             self._require(name, given is None or given >= 1, "a whole number from 1 on, or none")
         most = torch.finfo(torch.float32).max
         self._require("rho", self.rho is None or 0 <= self.rho <= most, "a radius of at least 0")
-        for name in ("lr", "momentum", "weight_decay"):
-            left = getattr(self, name) is None
-            self._require(name, not left or own.is_own(self.base), f"a number for {self.base}")
         lr, momentum, decay = self.lr, self.momentum, self.weight_decay
+        if None in (lr, momentum, decay) and not own.is_own(self.base):
+            for name in ("lr", "momentum", "weight_decay"):
+                given = getattr(self, name) is not None
+                self._require(name, given, f"a number for {self.base}")
         self._require("lr", lr is None or 0 < lr < math.inf, "a number above 0")
         self._require("momentum", momentum is None or 0 <= momentum < 1, "a number in [0, 1)")
         self._require("momentum", self.base != "nesterov" or momentum != 0, "above 0, Nesterov")
@@ -243,6 +242,11 @@ class Training:
             value = getattr(self, name)
             raise InputError(f"{name} {value} is out of range: expected {expected}")
 
+
+_LATER: Mapping[str, Any] = {
+    field.name: field.default for field in fields(Training) if field.name not in _HASHED_ALWAYS
+}
+"""The defaults of the fields that a key has only where they differ."""
 
 _OWN_KINDS = ("method", "base optimizer")
 """Of the names that are looked up in a table: what may also be the user's own."""

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flatmin.training import bases, evaluation, losses, own
+from flatmin.training import evaluation, losses, own
 from flatmin.training.data.batches import changed
 from flatmin.training.data.images import ImageData
 from flatmin.training.data.sample_batches import run_data
 from flatmin.training.data.samples import AnyData, SampleData
 from flatmin.training.data.stream import pieces
 from flatmin.training.errors import InputError
-from flatmin.training.loop import called, network
+from flatmin.training.loop import base_optimizer, called, network
 from flatmin.training.processes import ProcessGroup
 from flatmin.training.settings import Training
 
@@ -53,14 +53,7 @@ def require(training: Training, data: AnyData) -> None:
         else:
             with torch.no_grad():
                 losses.number(training.metric, outputs, targets)
-        bases.build(
-            training.base,
-            model.parameters(),
-            lr=training.lr,
-            momentum=training.momentum,
-            weight_decay=training.weight_decay,
-            options=dict(training.base_options),
-        )
+        base_optimizer(training, model)
 
 
 def require_method(training: Training) -> None:

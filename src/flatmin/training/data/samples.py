@@ -217,7 +217,7 @@ def dataset(data: Any, what: str) -> Dataset[Any]:
             )
         return TensorDataset(*tensors)
     for needed in ("__getitem__", "__len__"):
-        if not hasattr(type(data), needed):
+        if not hasattr(data.__class__, needed):
             raise InputError(
                 f"{what} is a {own.kind(data)} without {needed}: give a map-style dataset, "
                 f"whose samples have numbers, or a tuple of tensors"
