@@ -240,7 +240,10 @@ def compare(
         raise InputError(f"no run has finished: {failed.removeprefix('InputError: ')}")
     with files.told(folder / "results.json", _AGAIN):
         outcome.store.export()
-    return ComparisonResult(outcome, summary, folder)
+    result = ComparisonResult(outcome, summary, folder)
+    if keep and (lacking := weights.lacking(folder, [run.row for run in result.runs])):
+        warnings.warn(lacking, UserWarning, stacklevel=2)
+    return result
 
 
 def load(run: Any, model: Callable[..., nn.Module] | None = None) -> nn.Module:

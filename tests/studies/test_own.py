@@ -30,6 +30,7 @@ from flatmin.studies.store.store import Store
 from flatmin.training import InputError, Training, own, train
 from flatmin.training.data.sample_batches import SampleRun
 from flatmin.training.data.samples import SampleData
+from flatmin.training.loop import accuracy, metric_of
 from flatmin.training.processes import ProcessGroup
 
 X = torch.randn(200, 4, generator=torch.Generator().manual_seed(1))
@@ -229,6 +230,41 @@ def test_batches_are_the_same_whoever_loads_them_and_after_an_interruption():
     expected = alone.next()
     alone.load(state)
     assert torch.equal(alone.next().inputs["words"], expected.inputs["words"])
+
+
+def test_a_run_that_is_taken_up_again_ends_with_the_same_bits(tmp_path: Path):
+    data = SampleData.of("words", Words(), Words(), loader={"collate_fn": padded})
+    path = own.given(Reader, "Reader")
+    training = Training("words", path, "agnostic-sam", batch=16, epochs=3, lr=0.1)
+    whole = train(training, data)
+
+    def stop(number: int, epoch: object) -> None:
+        if number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(training, data, stop, checkpoints=tmp_path)
+    again = train(training, data, checkpoints=tmp_path)
+    assert again.model is not None
+    assert whole.model is not None
+    for one, other in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_padded_places_have_no_part_in_an_accuracy_and_batches_of_any_length_in_a_metric():
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([x, 1 - x], 1)  # class 0 where x is 1
+
+    targets = torch.tensor([[0, 0, 1], [1, 0, -100], [0, -100, -100]])
+    inputs = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
+    training = Training("words", "mlp", "sgd", batch=2)
+    data = SampleData.of("words", (inputs, targets), (inputs, targets))
+    group = ProcessGroup(torch.device("cpu"))
+    examined = SampleRun(training, data, group).examined
+    assert accuracy(Twice(), Twice(), examined, group) == pytest.approx(100 * 5 / 6)
+    parts = [(torch.zeros(2, 3), torch.ones(2, 3), 2), (torch.zeros(1, 2), torch.zeros(1, 2), 1)]
+    assert metric_of("min:torch.nn.functional:mse_loss", parts) == pytest.approx(2 / 3)
 
 
 # What a user sets -----------------------------------------------------------------------------

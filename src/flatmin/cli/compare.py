@@ -23,7 +23,7 @@ def compare(wanted: CompareArguments) -> int:
     from flatmin.studies.report import terminal
     from flatmin.studies.report.summary import summarise
     from flatmin.studies.run.trainer import Trainer
-    from flatmin.studies.store import files
+    from flatmin.studies.store import files, weights
     from flatmin.studies.store.location import StudyLocation
 
     workers = worker_count(wanted.workers)
@@ -37,6 +37,9 @@ def compare(wanted: CompareArguments) -> int:
     if not train(outcome.store, comparison, comparison.data, trainer, workers):
         return 130
     summary = summarise(outcome)
+    rows = [row for line in summary.lines for row in line.finished.values()]
+    if wanted.keep and (lacking := weights.lacking(folder, rows)):
+        print(f"flatmin: {lacking}", file=sys.stderr)
     if not summary.lines:
         return stop("no run has finished: there is nothing to report", 1)
     page = folder / "report.html"

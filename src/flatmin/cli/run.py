@@ -92,6 +92,7 @@ def _tasks(wanted: RunArguments, plan: ScaledRecipe) -> int:
 def worker(wanted: WorkerArguments) -> int:
     """Join a run until nothing of it is left."""
     from flatmin.studies.plan import serialization
+    from flatmin.studies.plan.comparison import Comparison
     from flatmin.studies.plan.tuning import progress_of
     from flatmin.studies.run import torchrun
     from flatmin.studies.run.trainer import Trainer
@@ -102,6 +103,8 @@ def worker(wanted: WorkerArguments) -> int:
     location = StudyLocation.of(wanted.run)
     store = Store.join(location, allow_mixed=wanted.allow_mixed)
     plan = serialization.restored(store.plan)
+    if isinstance(plan, Comparison):
+        plan.require_here()  # or else every cell would fail for that
     trainer = Trainer.at(
         location,
         checkpoints=wanted.checkpoints,

@@ -327,6 +327,11 @@ class Comparison(BaseModel):
         }
         return {what: name for what, name in named.items() if own.is_own(name)}
 
+    def require_here(self) -> None:
+        """Raise InputError where this process does not have what the user brought."""
+        for name in self.brought.values():
+            own.find(name)
+
     def _training(self, method: str, rho: float | None, lr: float | None) -> Training:
         shared = self.model_dump(exclude={*EXTENDABLE, "lr", "base_options"})
         given = self.options.get(method, {})

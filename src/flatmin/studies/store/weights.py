@@ -13,7 +13,7 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from flatmin.studies.store.row import Row
 from flatmin.training import own
 from flatmin.training.errors import InputError
 from flatmin.training.loop import Run, Training, network
@@ -110,6 +111,18 @@ def keep(folder: Path, run: Run, facts: Mapping[str, int]) -> Path:
         error.filename = str(where)
         raise
     return where
+
+
+def lacking(folder: Path, rows: Iterable[Row]) -> str:
+    """A line on the runs that have finished without leaving their weights; empty for none."""
+    kept = folder / FOLDER
+    without = [row for row in rows if not path(kept, Training.of(row.training)).is_file()]
+    if not without:
+        return ""
+    return (
+        f"{len(without)} runs had finished before their weights were to be kept, and are not "
+        f"trained again: give another folder to have all"
+    )
 
 
 def read(file: Path | str) -> KeptWeights:
