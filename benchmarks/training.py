@@ -91,7 +91,7 @@ def measured(name: str, batch: int, seconds: float, device: torch.device) -> Res
     model.to(memory_format=torch.channels_last)
     material = RunData(training, images(), ProcessGroup(device))
     ready = [material.primary.next() for _ in range(8)]
-    batches = ((batch.images, batch.labels) for batch in itertools.cycle(ready))
+    batches = ((batch.inputs, batch.targets) for batch in itertools.cycle(ready))
 
     bare(model, batches, 3)
     a_step = seconds_of(lambda: bare(model, batches, 5)) / 5

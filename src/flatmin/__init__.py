@@ -42,18 +42,24 @@ from flatmin.pairs import paired, split
 
 __version__ = "0.1.0"
 
-_ROOMS = ("analysis", "meta")
+_ROOMS = ("analysis", "comparing", "meta")
 """Rooms that are imported when they are first asked for: `analysis` needs more than torch."""
 
 
+_STUDIES = ("compare", "load")
+"""What `flatmin.comparing` has: it needs more than torch, and so is imported when asked for."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _STUDIES:
+        return getattr(__getattr__("comparing"), name)
     if name not in _ROOMS:
         raise AttributeError(f"module 'flatmin' has no attribute {name!r}")
     try:
         return import_module(f"flatmin.{name}")
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in ("numpy", "scipy"):
+        if package in ("", "flatmin"):
             raise
         raise ImportError(
             f"flatmin.{name} needs {package}: pip install 'flatmin[studies]'"

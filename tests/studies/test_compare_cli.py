@@ -16,7 +16,7 @@ from looking import wait_for_a_row
 
 from flatmin import methods
 from flatmin.cli import main
-from flatmin.cli.compare import default_folder
+from flatmin.studies.plan.comparison import default_folder
 from flatmin.studies.run import trainer
 from flatmin.studies.store.location import StudyLocation
 from flatmin.studies.store.row import Row
@@ -82,8 +82,8 @@ def test_a_comparison_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert printed["runs"] == found["runs"]
     assert [row["method"] for row in printed["methods"]] == ["sgd", "esam", "agnostic-sam"]
 
-    assert main([*command, "--seeds", "3"]) == 2
-    assert "seeds 2 there, 3 here" in capsys.readouterr().err
+    assert main([*command, "--epochs", "3"]) == 2
+    assert "(epochs 2 there, 3 here)" in capsys.readouterr().err
 
 
 def test_an_interrupt_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path: Path):
@@ -170,6 +170,20 @@ class Unlucky(trainer.Trainer):
         ("--noise human:best", "unknown column of human labels 'best'"),
         ("--rho -0.1", "--rho -0.1 is out of range"),
         ("--rho tiny", "--rho tiny is no radius"),
+        ("--lr fast", "--lr fast is no learning rate"),
+        ("--lr 0.1,0.2", "add --tune lr"),
+        ("--tune beta", "--tune beta is nothing to tune: give rho, lr or rho,lr"),
+        ("--option sam.beta=1", "sam has no options, got 'beta'"),
+        ("--option gsam.alpha=1", "unknown method of an option 'gsam'"),
+        ("--option beta", "--option beta sets nothing"),
+        ("--base-option eps=1", "unknown option of sgd 'eps'"),
+        ("--base sgdd", "unknown base optimizer 'sgdd': did you mean sgd"),
+        ("--warmup 99", "warmup 99.0 is out of range"),
+        ("--model nowhere.at:Net", "nowhere.at:Net cannot be imported \\(no module nowhere"),
+        ("--model torch.nn:Nett", "torch.nn:Nett cannot be imported: torch.nn has no Nett"),
+        ("--metric torch.nn:MSELoss", "metric .* is neither accuracy nor one with its direction"),
+        ("--examine digit", "unknown data set 'digit': did you mean digits"),
+        ("--examine digits-c", "a model of digits cannot be examined on digits-c"),
         ("--rho 0.1,0.2", "add --tune rho"),
         ("--rho ,", "--rho is empty: give a radius such as 0.1"),
         ("--rho , --tune rho", "--rho is empty"),
@@ -206,8 +220,6 @@ def test_a_mistake_is_one_line_and_status_2(
     "arguments, said",
     [
         ("compare --epochs many", "--epochs: 'many' is no whole number"),
-        ("compare --lr fast", "--lr: 'fast' is no number"),
-        ("compare --tune lr", "invalid choice 'lr'"),
         ("compare --epoch 3", "--epochs"),
         ("compete", "compare"),
     ],

@@ -46,7 +46,7 @@ def test_of_a_set_with_some_of_the_classes_only_those_can_be_answered(shades: Im
     scores = asked.of(lambda images: images @ torch.eye(10))
     assert torch.equal(scores(torch.arange(10.0).view(1, 10)), torch.tensor([[3.0, 8.0]]))
     (images,) = asked.sets()
-    assert images.plain(torch.arange(4)).labels.tolist() == [0, 0, 1, 1]
+    assert images.plain(torch.arange(4)).targets.tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.usefixtures("renditions")
@@ -60,7 +60,7 @@ def test_a_model_that_knows_its_classes_knows_them_in_renditions(shades: ImageDa
 @pytest.mark.usefixtures("renditions")
 def test_other_classes_are_refused(shades: ImageData):
     fewer = replace(shades, classes=WNIDS[:8] + WNIDS[20:22])
-    with pytest.raises(InputError, match="cannot be examined on imagenet-r: their classes"):
+    with pytest.raises(InputError, match="cannot be examined on imagenet-r: its classes"):
         train(replace(SHORT, examine=("imagenet-r",)), fewer)
 
 

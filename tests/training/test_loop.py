@@ -115,9 +115,9 @@ def test_an_auxiliary_batch_may_hold_the_primary_one(digits: ImageData):
     for primary in run_data.primary.round():
         batch = around.next()
         assert len(batch) == 160
-        assert torch.equal(batch.images[:64], primary.images)
+        assert torch.equal(batch.inputs[:64], primary.inputs)
         # None of the further images is among the primary ones, and they are others each time.
-        mine, theirs = primary.images.flatten(1), batch.images[64:].flatten(1)
+        mine, theirs = primary.inputs.flatten(1), batch.inputs[64:].flatten(1)
         assert torch.cdist(mine, theirs).min() > 0
         seen.add(str(theirs[0].tolist()))
     assert len(seen) == run_data.steps
@@ -204,7 +204,7 @@ def test_published_weights_go_on_seeing_the_colours_that_they_were_trained_with(
         seen = (
             RunData(training, data, ProcessGroup.here("cpu"))
             .examined.plain(torch.arange(12))
-            .images
+            .inputs
         )
         expected = (pixels / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
         torch.testing.assert_close(seen, expected.float(), rtol=1e-5, atol=1e-5)

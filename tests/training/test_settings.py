@@ -223,7 +223,7 @@ def test_a_large_auxiliary_batch_is_evaluated_in_parts(
     run = train(replace(SHORT, method="agnostic-sam", fraction=2.5, epochs=1), digits)
     assert run.cost.ratio == pytest.approx(2 + 2 * 2.5)
     parts = batches.Batch(*[torch.arange(5)] * 3).parts(4)
-    assert [part.labels.tolist() for part in parts] == [[0, 1, 2], [3, 4]]  # none of one image
+    assert [part.targets.tolist() for part in parts] == [[0, 1, 2], [3, 4]]  # none of one image
     all_of_it = train(replace(SHORT, method="agnostic-sam", fraction=99.0, epochs=1), digits)
     assert all_of_it.cost.ratio == pytest.approx(2 + 2 * 5)
 
@@ -262,7 +262,7 @@ def test_the_final_model_is_examined_on_further_sets(digits: ImageData):
     guesses = train(replace(SHORT, epochs=1, lr=1e-6, examine=("top-5",)), digits)
     assert 30 < guesses.examined["top-5"] < 80  # of ten classes, before anything is learned
     mnist_like = replace(digits, classes=tuple("abcdefghij"))
-    with pytest.raises(InputError, match="cannot be examined on digits: their classes"):
+    with pytest.raises(InputError, match="cannot be examined on digits: its classes"):
         train(replace(SHORT, examine=("digits",)), mnist_like)
 
 
@@ -478,6 +478,9 @@ def test_every_field_is_part_of_the_key():
         "augment": True,
         "options": (("theta", 0.5),),
         "analysis": (("eigenvalues", 5),),
+        "base_options": (("dampening", 0.1),),
+        "loss": "torch.nn.functional:mse_loss",
+        "metric": "min:torch.nn.functional:mse_loss",
         "milestones": (0.5,),
     }
     keys = {SHORT.key}

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
+from tyro.conf import (
+    OmitArgPrefixes,
+    OmitSubcommandPrefixes,
+    Positional,
+    UseAppendAction,
+    arg,
+    subcommand,
+)
 from tyro.constructors import PrimitiveConstructorSpec
 
 from flatmin.studies.plan.fewshot import FewShot
@@ -52,13 +59,15 @@ class CompareArguments:
     """
 
     data: Annotated[str, arg(metavar="NAME")] = "digits"
-    """digits, mnist, cifar10, cifar100, flowers17, or a folder of images by class."""
+    """digits, mnist, cifar10, cifar100, flowers17, a folder of images by class, or module:function
+    that returns (train, test)."""
     methods: Annotated[str, arg(metavar="A,B,…")] = "sgd,sam,friendly-sam,agnostic-sam"
     """Listed by `flatmin methods`; differences are to the first."""
     model: Annotated[
         str | None, arg(metavar="NAME", help_behavior_hint="(default: by data set)")
     ] = None
-    """mlp, cnn, resnet20, resnet32, or timm:NAME where timm is installed."""
+    """mlp, cnn, resnet20, resnet32, timm:NAME where timm is installed, or module:function that
+    makes your own."""
     noise: Annotated[str, arg(metavar="SHARE|human:COLUMN")] = "0"
     """Wrong training labels: a share in [0, 1), or for cifar10 what people answered
     (human:worse_label, aggre_label, random_label1, random_label2, random_label3)."""
@@ -66,10 +75,38 @@ class CompareArguments:
     """Passes over the training images."""
     batch: Annotated[int | None, _N, _BY_DATA] = None
     """Images a step."""
-    lr: Annotated[float | None, _X, _BY_DATA] = None
-    """Learning rate at the start; it falls to 0 along a cosine."""
+    lr: Annotated[
+        str | None, arg(metavar="X[,Y,…]", help_behavior_hint="(default: by data set and base)")
+    ] = None
+    """Learning rate at the start; with --tune lr, the grid to try."""
     weight_decay: Annotated[float | None, _X, _BY_DATA] = None
-    """Of SGD, whose momentum is 0.9."""
+    """Of the base optimizer."""
+    momentum: Annotated[float | None, _X, arg(help_behavior_hint="(default: 0.9)")] = None
+    """Of SGD; of Adam the first beta."""
+    base: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: sgd)")] = None
+    """sgd, nesterov, adam, adamw, or module:function of the parameters that makes an optimizer."""
+    base_option: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=X")] = ()
+    """A further argument of the base optimizer, such as eps=1e-6; may be given again."""
+    option: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="METHOD.NAME=X")] = ()
+    """A hyperparameter of one method, such as agnostic-sam.beta=0.5; may be given again."""
+    schedule: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: cosine)")] = (
+        None
+    )
+    """Of the learning rate: cosine, constant, or step with --milestones."""
+    milestones: Annotated[str | None, arg(metavar="X[,Y,…]", help_behavior_hint="")] = None
+    """Of step: shares of the epochs at which it is multiplied by gamma."""
+    gamma: Annotated[float | None, _X, arg(help_behavior_hint="(default: 0.1)")] = None
+    """See --milestones."""
+    warmup: Annotated[float | None, _X, arg(help_behavior_hint="(default: 0)")] = None
+    """Epochs in which the learning rate rises."""
+    label_smoothing: Annotated[float | None, _X, arg(help_behavior_hint="(default: 0)")] = None
+    """Share of each label that goes to all classes alike."""
+    max_norm: Annotated[float | None, _X, arg(help_behavior_hint="(default: none)")] = None
+    """To which the descended gradient is clipped."""
+    precision: Annotated[
+        str | None, arg(metavar="float32|bfloat16", help_behavior_hint="(default: float32)")
+    ] = None
+    """Of forward and backward passes; the weights stay float32."""
     rho: Annotated[
         str | None, arg(metavar="X[,Y,…]", help_behavior_hint="(default: each method's own)")
     ] = None
@@ -77,10 +114,11 @@ class CompareArguments:
     rho_schedule: Annotated[str, arg(metavar="NAME[:END]")] = "constant"
     """How radii move: constant, cosine, linear, or proportional to the learning rate; END is the
     share of the radius at the end (0)."""
-    tune: Annotated[Literal["rho"] | None, arg(metavar="rho", help_behavior_hint="")] = None
-    """Choose the radius of each method on a tenth of the training images, equal budget for all."""
+    tune: Annotated[str | None, arg(metavar="rho|lr|lr,rho", help_behavior_hint="")] = None
+    """Choose the radius or the learning rate of each method, or both, on a tenth of the training
+    images, equal budget for all."""
     tuning_seeds: Annotated[int | None, _N, _BY_DATA] = None
-    """Runs of each radius when tuning."""
+    """Runs of each candidate when tuning."""
     seeds: Annotated[int | None, _N, _BY_DATA] = None
     """Runs of each method, with the same seeds for all."""
     limit: Annotated[int | None, _N, arg(help_behavior_hint="(default: all)")] = None
@@ -89,6 +127,25 @@ class CompareArguments:
     """Size of an auxiliary batch over that of a primary one."""
     no_augment: Annotated[bool, _SWITCH] = False
     """No random crops and flips; otherwise photographs get them."""
+    cutout: Annotated[int | None, _N, arg(help_behavior_hint="(default: 0)")] = None
+    """Side, in pixels, of the square that is cut out of each training image."""
+    size: Annotated[int | None, _N, arg(help_behavior_hint="(default: that of the data)")] = None
+    """Side, in pixels, to which the images are resized."""
+    pretrained: Annotated[str | None, arg(metavar="FILE|hub", help_behavior_hint="")] = None
+    """Weights to start from."""
+    examine: Annotated[str | None, arg(metavar="FOLDER[,NAME,…]", help_behavior_hint="")] = None
+    """Further test sets for the final models: folders of images by class, or names such as
+    cifar10-c."""
+    loss: Annotated[
+        str | None, arg(metavar="MODULE:NAME", help_behavior_hint="(default: cross-entropy)")
+    ] = None
+    """Of (outputs, targets), such as torch.nn.functional:mse_loss."""
+    metric: Annotated[
+        str | None, arg(metavar="min|max:MODULE:NAME", help_behavior_hint="(default: accuracy)")
+    ] = None
+    """By what methods are ranked: of (outputs, targets), and whether less or more is better."""
+    keep: Annotated[Literal["weights"] | None, arg(metavar="weights", help_behavior_hint="")] = None
+    """What stays of every run beside its row: its final weights, under weights/ in the folder."""
     workers: Annotated[int | None, _N, _BY_MACHINE] = None
     """Processes that train at the same time, one thread each; the results do not depend on it."""
     out: Annotated[
@@ -127,6 +184,8 @@ class RunArguments:
     """PostgreSQL database for the rows, where several machines work on them."""
     checkpoints: Annotated[str | None, _FOLDER] = None
     """Where long runs are saved after each epoch; a URL that all machines reach, such as s3://…"""
+    keep: Annotated[Literal["weights"] | None, arg(metavar="weights", help_behavior_hint="")] = None
+    """What stays of every run beside its row: its final weights, under weights/ in the folder."""
     allow_mixed: Annotated[bool, _SWITCH] = False
     """Go on with rows that other code has made."""
     tensorboard: Annotated[bool, _SWITCH] = False
@@ -146,6 +205,8 @@ class WorkerArguments:
     """Processes that train at the same time, one thread each; the results do not depend on it."""
     checkpoints: Annotated[str | None, _FOLDER] = None
     """Where long runs are saved after each epoch: the same as for the others."""
+    keep: Annotated[Literal["weights"] | None, arg(metavar="weights", help_behavior_hint="")] = None
+    """What stays of every run beside its row: its final weights, under weights/ in the folder."""
     allow_mixed: Annotated[bool, _SWITCH] = False
     """Join even if the rows there are made by other code."""
     tensorboard: Annotated[bool, _SWITCH] = False

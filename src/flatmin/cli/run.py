@@ -43,7 +43,12 @@ def run(wanted: RunArguments) -> int:
     store = Store.open(location, identity, description, allow_mixed=wanted.allow_mixed)
     if wanted.storage:
         print(f"flatmin: others join by: flatmin worker '{location}'", file=sys.stderr)
-    trainer = Trainer.at(location, checkpoints=wanted.checkpoints, tensorboard=wanted.tensorboard)
+    trainer = Trainer.at(
+        location,
+        checkpoints=wanted.checkpoints,
+        tensorboard=wanted.tensorboard,
+        keep=bool(wanted.keep),
+    )
     if not train(store, plan, serialization.named(plan), trainer, workers):
         return 130
     page = store.folder / "report.html"
@@ -87,6 +92,7 @@ def _tasks(wanted: RunArguments, plan: ScaledRecipe) -> int:
 def worker(wanted: WorkerArguments) -> int:
     """Join a run until nothing of it is left."""
     from flatmin.studies.plan import serialization
+    from flatmin.studies.plan.comparison import Comparison
     from flatmin.studies.plan.tuning import progress_of
     from flatmin.studies.run import torchrun
     from flatmin.studies.run.trainer import Trainer
@@ -97,7 +103,14 @@ def worker(wanted: WorkerArguments) -> int:
     location = StudyLocation.of(wanted.run)
     store = Store.join(location, allow_mixed=wanted.allow_mixed)
     plan = serialization.restored(store.plan)
-    trainer = Trainer.at(location, checkpoints=wanted.checkpoints, tensorboard=wanted.tensorboard)
+    if isinstance(plan, Comparison):
+        plan.require_here()  # or else every cell would fail for that
+    trainer = Trainer.at(
+        location,
+        checkpoints=wanted.checkpoints,
+        tensorboard=wanted.tensorboard,
+        keep=bool(wanted.keep),
+    )
     if torchrun.several():
         torchrun.together(trainer, lambda shared: work(store, plan, shared))
         return 0

@@ -5,22 +5,28 @@
 "imagenet-r:top-5"   both
 "cifar10-c:fog:3"    % of the test images of CIFAR-10, corrupted: see `data.corruptions`
 "cifar10-c"          the mean over the 15 standard corruptions at their 5 severities
+"shifted/birds"      % of the images in a folder by class, of its test part where it has one; or in
+                     Parquet files: the classes are matched by name
 
 The last two also go with "cifar100-c", and with "imagenet-c", whose images are read, not made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flatmin.training.data import corruptions, sets
 from flatmin.training.data.batches import ImageSet, RunData
-from flatmin.training.data.images import ImageData, load
-from flatmin.training.errors import InputError
+from flatmin.training.data.images import ImageData, load, load_test, test_classes
+from flatmin.training.data.sample_batches import SampleRun, SampleSet
+from flatmin.training.data.samples import AnyData, SampleData
+from flatmin.training.errors import InputError, unknown
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,60 +40,123 @@ class Examination:
             for all.
     """
 
-    sets: Callable[[], Iterator[ImageSet]]
+    sets: Callable[[], Iterator[ImageSet | SampleSet]]
     top: int = 1
     among: Tensor | None = None
 
-    def of(self, scores: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def of(self, scores: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """The scores of the classes that count, (b, c), from those of all."""
         return scores if self.among is None else lambda images: scores(images)[:, self.among]
 
 
-def find(name: str, data: ImageData, run_data: RunData) -> Examination:
-    """The examination called `name`, of a model that learns from `data`.
+def facts(data: AnyData, size: int) -> dict[str, int]:
+    """What a network may be made for: channels, side and number of classes of the data.
 
-    Raises InputError where its images do not exist, or have other classes or channels.
+    Of a user's own data those that can be told; `size` is the side of images in the run.
     """
+    if isinstance(data, ImageData):
+        return {"channels": data.channels, "size": size, "classes": len(data.classes)}
+    found = {"classes": len(data.classes)} if data.classes else {}
+    shape = data.shape
+    if len(shape) == 3 and shape[1] == shape[2]:
+        found |= {"channels": shape[0], "size": shape[1]}
+    return found
+
+
+def require(name: str, data: AnyData) -> None:
+    """Raise InputError where a model of `data` cannot be examined on `name`, as far as names tell.
+
+    Nothing is decoded for it.
+    """
+    if isinstance(data, SampleData):
+        _further(name, data)
+        return
+    other, _ = _parsed(name, data)
+    found, _, kind = other.partition(":")
+    if not other or other == "digits" or other.startswith("hub:"):
+        return
+    if is_folder(other):
+        _matched(other, test_classes(other), data)
+    elif found.endswith("-c"):
+        _require_corrupted(found, kind, data)
+    elif other in sets.NAMED_SETS:
+        sets.folder_of(other)
+    else:
+        raise unknown("data set", other, ["digits", *sets.NAMED_SETS])
+
+
+def _parsed(name: str, data: ImageData) -> tuple[str, int]:
+    """The further set, empty for the test images themselves, and the number of guesses."""
     other = name.removesuffix("top-5").removesuffix(":")
     top = 5 if name.endswith("top-5") else 1
     if top >= len(data.classes):
         raise InputError(f"{name} says nothing about {len(data.classes)} classes: leave it away")
+    return other, top
+
+
+def is_folder(name: str) -> bool:
+    """Whether `name` is a path, of a folder or an archive of images, or of Parquet files."""
+    return name not in sets.NAMED_SETS and Path(name).exists()
+
+
+def _further(name: str, data: SampleData) -> Any:
+    if name not in data.further:
+        raise unknown("further test set", name, data.further or ["none: give some by examine="])
+    return data.further[name]
+
+
+def find(name: str, data: AnyData, run_data: RunData | SampleRun) -> Examination:
+    """The examination called `name`, of a model that learns from `data`.
+
+    Raises InputError where its images do not exist, or have other classes or channels.
+    """
+    if isinstance(data, SampleData) or isinstance(run_data, SampleRun):
+        assert isinstance(data, SampleData)
+        assert isinstance(run_data, SampleRun)
+        found = _further(name, data)
+        return Examination(lambda: iter([run_data.set(found)]))
+    other, top = _parsed(name, data)
     if not other:
         return Examination(lambda: iter([run_data.examined]), top)
     found, _, kind = other.partition(":")
     if found.endswith("-c"):
         return Examination(_corrupted(found, kind, data, run_data), top)
-    images = load(other, size=run_data.size)
-    return Examination(lambda: iter([_test(images, run_data)]), top, _among(images, data))
+    if is_folder(other):
+        images = load_test(other, channels=data.channels, size=run_data.size)
+    else:
+        images = load(other, size=run_data.size)
+    if images.channels != data.channels:
+        raise InputError(
+            f"a model of {data.name} cannot be examined on {other}: it has images of "
+            f"{data.channels} channels, not of {images.channels}"
+        )
+    among = _matched(other, images.classes, data)
+    return Examination(lambda: iter([_test(images, run_data)]), top, among)
 
 
-def _among(other: ImageData, data: ImageData) -> Tensor | None:
-    """Where the classes of the `other` data set are among those of `data`; None for all.
+def _matched(name: str, classes: tuple[str, ...], data: ImageData) -> Tensor | None:
+    """Where the classes of the set `name` are among those of `data`; None for all, in order.
 
     Raises InputError if there are others.
     """
-    if other.channels != data.channels or not set(other.classes) <= set(data.classes):
+    others = [each for each in classes if each not in data.classes]
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise InputError(
-            f"a model of {data.name} cannot be examined on {other.name}: their classes or channels "
-            f"differ"
+            f"a model of {data.name} cannot be examined on {name}: its classes "
+            f"{', '.join(others[:3])}{more} are not among {', '.join(data.classes[:5])}"
+            f"{', …' if len(data.classes) > 5 else ''}; name its folders as those"
         )
-    if other.classes == data.classes:
+    if classes == data.classes:
         return None
-    return torch.tensor([data.classes.index(name) for name in other.classes])
+    return torch.tensor([data.classes.index(each) for each in classes])
 
 
 def _corrupted(
     name: str, kind: str, data: ImageData, run_data: RunData
 ) -> Callable[[], Iterator[ImageSet]]:
     """Of the corrupted set `name`, one `kind` with its severity, or all standard ones."""
-    if name not in ("cifar10-c", "cifar100-c", "imagenet-c") or data.name != name[:-2]:
-        raise InputError(
-            f"a model of {data.name} cannot be examined on {name}: there are cifar10-c, "
-            f"cifar100-c and imagenet-c, each for models of its set"
-        )
-    chosen = [corruptions.parse(f"{name}:{kind}")] if kind else corruptions.ALL
-    if name == "imagenet-c":
-        sets.folder_of(name)
+    chosen = _require_corrupted(name, kind, data)
 
     def made(kind: str, severity: int) -> ImageSet:
         if name == "imagenet-c":
@@ -96,6 +165,19 @@ def _corrupted(
         return run_data.set(pixels, data.test_labels)
 
     return lambda: (made(*each) for each in chosen)
+
+
+def _require_corrupted(name: str, kind: str, data: ImageData) -> Sequence[tuple[str, int]]:
+    """The corruptions with their severities. Raises InputError where they are not for `data`."""
+    if name not in ("cifar10-c", "cifar100-c", "imagenet-c") or data.name != name[:-2]:
+        raise InputError(
+            f"a model of {data.name} cannot be examined on {name}: there are cifar10-c, "
+            f"cifar100-c and imagenet-c, each for models of its set"
+        )
+    chosen = [corruptions.parse(f"{name}:{kind}")] if kind else corruptions.ALL
+    if name == "imagenet-c":
+        sets.folder_of(name)
+    return chosen
 
 
 def _test(images: ImageData, run_data: RunData) -> ImageSet:

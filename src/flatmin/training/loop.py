@@ -14,25 +14,34 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from flatmin import methods
 from flatmin.engine.cost import Cost
 from flatmin.optimizer import SharpnessAware
 from flatmin.schedules import RhoScheduler
-from flatmin.training import bases, evaluation, models, schedules
+from flatmin.training import bases, evaluation, losses, models, own, schedules
 from flatmin.training.checkpoints import Checkpoints
-from flatmin.training.data.batches import Batch, BatchSampler, ImageSet, RunData, Stream
-from flatmin.training.data.images import ImageData, load
+from flatmin.training.data.batches import (
+    Batch,
+    BatchSampler,
+    ImageSet,
+    RunData,
+    Stream,
+    changed,
+)
+from flatmin.training.data.sample_batches import SampleRun, SampleSet, run_data
+from flatmin.training.data.samples import AnyData, load_any
 from flatmin.training.errors import InputError
 from flatmin.training.observer import Closures, Observer
 from flatmin.training.processes import Parallel, ProcessGroup
@@ -48,8 +57,9 @@ class Epoch:
 
     Fields:
         loss: mean training loss at the unperturbed weights, each batch before its step.
-        train_accuracy: % of the training labels as given, noise included, on the same occasions.
-        accuracy: % right on the test images, or on the held-out ones.
+        train_accuracy: % of the training labels as given, noise included, on the same occasions;
+            nan where the metric is not accuracy.
+        accuracy: % right on the test images, or on the held-out ones; or the metric of the run.
         passes: gradient cost so far, in passes over the training images.
         seconds: of training, evaluation left out.
     """
@@ -69,7 +79,7 @@ class Run:
         training: what was asked for.
         epochs: the curve.
         cost: counted by the optimizer.
-        chance: accuracy in % of a guess.
+        chance: accuracy in % of a guess; 0 where that is not known.
         threads: of torch, during the run.
         examined: % right of the final model on each further set that was asked for.
         observed: what was recorded along the run, one number a step or an epoch; nan where there
@@ -77,6 +87,7 @@ class Run:
         analysed: what was looked at beside it, by name.
         device: on which it ran, such as "cpu" or "NVIDIA H200".
         processes: that trained the model together.
+        model: as it was measured last, in evaluation mode; with FSDP2 this rank's shard of it.
     """
 
     training: Training
@@ -89,6 +100,7 @@ class Run:
     analysed: Mapping[str, list[float]] = field(default_factory=dict[str, list[float]])
     device: str = "cpu"
     processes: int = 1
+    model: nn.Module | None = field(default=None, repr=False, compare=False)
 
     @property
     def accuracy(self) -> float:
@@ -111,7 +123,9 @@ class Run:
             return skipped
         if not math.isfinite(self.epochs[-1].loss):
             return "diverged: the loss is not finite"
-        if not self.training.holdout and self.accuracy < 1.2 * self.chance:
+        by_chance = self.training.metric == losses.ACCURACY and not self.training.holdout
+        # of two classes, five points more than a guess: a fifth more would be much
+        if by_chance and self.accuracy < min(1.2 * self.chance, self.chance + 5):
             return "learned nothing: accuracy at chance"
         return skipped
 
@@ -121,7 +135,7 @@ Watch = Callable[[int, Epoch], None]
 
 def train(
     training: Training,
-    data: ImageData | None = None,
+    data: AnyData | None = None,
     watch: Watch | None = None,
     *,
     checkpoints: Path | str | None = None,
@@ -150,7 +164,7 @@ def train(
             f"analysis {training.analysis[0][0]}: `flatmin run` does it; in Python pass observer= "
             f"to train, such as flatmin.studies.run.looks.CellAnalysis"
         )
-    data = data or load(training.data, limit=training.limit, size=training.size)
+    data = data or load_any(training.data, limit=training.limit, size=training.size)
     group = ProcessGroup.here(device, parallel)
     saved = None
     if checkpoints is not None:
@@ -163,22 +177,24 @@ def train(
 
 def _train(
     training: Training,
-    data: ImageData,
+    data: AnyData,
     watch: Watch | None,
     checkpoints: Checkpoints | None,
     group: ProcessGroup,
     observer: Callable[[Learner, RunData], Observer] | None,
 ) -> Run:
-    run_data = RunData(training, data, group)
+    ours = run_data(training, data, group)
     # Found now: what is missing, or does not fit, is better told before hours of training.
-    further = {name: evaluation.find(name, data, run_data) for name in training.examine}
-    learner = Learner.begin(training, run_data, _model(training, data, run_data, group), group)
+    further = {name: evaluation.find(name, data, ours) for name in training.examine}
+    learner = Learner.begin(training, ours, _model(training, data, ours, group), group)
     if observer is not None:
-        learner = replace(learner, observer=observer(learner, run_data))
+        if not isinstance(ours, RunData):
+            raise InputError("analysis looks at images: leave it out for data of another kind")
+        learner = replace(learner, observer=observer(learner, ours))
     session = learner.session(checkpoints)
     curve = [Epoch(**values) for values in session.resume()]
     for number in range(len(curve) + 1, training.epochs + 1):
-        curve.append(_epoch(learner, run_data, number))
+        curve.append(_epoch(learner, ours, number))
         # Kept before it is told: a watcher may raise, to end the run or since its claim is lost.
         session.save(number, [asdict(epoch) for epoch in curve])
         if watch and group.leads:
@@ -187,38 +203,65 @@ def _train(
         training,
         tuple(curve),
         learner.cost,
-        chance=100 / len(data.classes),
+        chance=100 / len(data.classes) if data.classes else 0.0,
         examined={name: _examined(learner, asked) for name, asked in further.items()},
         observed=learner.recorder.values,
         analysed={} if learner.observer is None else learner.observer.values,
         device=group.name,
         processes=group.world,
+        model=group.bare(learner.model),
     )
 
 
 def _model(
-    training: Training, data: ImageData, run_data: RunData, group: ProcessGroup
+    training: Training, data: AnyData, ours: RunData | SampleRun, group: ProcessGroup
 ) -> nn.Module:
     """The network, of the same weights on every rank, as the group evaluates it."""
-    model = models.build(
-        training.model,
-        channels=data.channels,
-        size=run_data.size,
-        classes=len(data.classes),
-        width=training.width,
-        pretrained=training.pretrained,
-    )
-    # the memory order in which a CPU convolves a third faster; FSDP2 knows but the other one
-    order = torch.contiguous_format if group.sharded else torch.channels_last
-    model.to(group.device, memory_format=order)  # pyright: ignore[reportCallIssue]
-    model = group.wrap(model)
+    model = network(training, evaluation.facts(data, ours.size))
+    if group.sharded:  # FSDP2 knows but the usual memory order
+        model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+    model = group.wrap(model.to(group.device))
     # Only now, since the weights are drawn alike: random layers draw for each share by themselves.
     if not group.leads:
         torch.manual_seed(derive(training.seed, f"random layers of rank {group.rank}"))
     return model
 
 
-def _epoch(learner: Learner, run_data: RunData, number: int) -> Epoch:
+def network(training: Training, facts: Mapping[str, int]) -> nn.Module:
+    """The network of a run, on the CPU, its weights from torch's global generator.
+
+    Args:
+        training: names it.
+        facts: channels, size and classes of the data, as far as it has them.
+    """
+    if own.is_own(training.model):
+        return models.brought(training.model, facts, training.width, training.pretrained)
+    if len(facts) < 3:
+        raise InputError(
+            f"{training.model} takes square images, (channels, side, side), and their classes: "
+            f"give a network of your own by --model module:name"
+        )
+    model = models.build(
+        training.model, width=training.width, pretrained=training.pretrained, **facts
+    )
+    # the memory order in which a CPU convolves a third faster
+    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return model
+
+
+def base_optimizer(training: Training, model: nn.Module) -> Optimizer:
+    """What takes the steps of a run, before a method makes it sharpness-aware."""
+    return bases.build(
+        training.base,
+        model.parameters(),
+        lr=training.lr,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+        options=dict(training.base_options),
+    )
+
+
+def _epoch(learner: Learner, ours: RunData | SampleRun, number: int) -> Epoch:
     """Train for one epoch and measure what has become of the model."""
     start = time.perf_counter()
     outputs = learner.epoch()  # read on the host, so that the device has finished too
@@ -230,18 +273,17 @@ def _epoch(learner: Learner, run_data: RunData, number: int) -> Epoch:
         learner.observer.ended(number)
     return Epoch(
         loss=outputs.loss,
-        train_accuracy=outputs.accuracy,
-        accuracy=accuracy(learner.scores, learner.model, run_data.examined, learner.group),
-        passes=learner.cost.samples / run_data.count,
+        train_accuracy=outputs.accuracy if learner.answers else math.nan,
+        accuracy=measured(learner, learner.scores, ours.examined),
+        passes=learner.cost.samples / ours.count,
         seconds=seconds,
     )
 
 
 def _examined(learner: Learner, asked: evaluation.Examination) -> float:
-    """% right of the final model, the mean over the sets that were asked for."""
-    scores, model, group = asked.of(learner.scores), learner.model, learner.group
-    sets = asked.sets()
-    return statistics.fmean(accuracy(scores, model, images, group, asked.top) for images in sets)
+    """Of the final model, the mean over the sets that were asked for."""
+    scores = asked.of(learner.scores)
+    return statistics.fmean(measured(learner, scores, each, asked.top) for each in asked.sets())
 
 
 @dataclass(frozen=True)
@@ -255,6 +297,7 @@ class Learner:
 
     training: Training
     method: methods.Method
+    loss: losses.Loss
     group: ProcessGroup
     model: nn.Module
     optimizer: SharpnessAware
@@ -267,19 +310,19 @@ class Learner:
 
     @classmethod
     def begin(
-        cls, training: Training, run_data: RunData, model: nn.Module, group: ProcessGroup
+        cls,
+        training: Training,
+        ours: RunData | SampleRun,
+        model: nn.Module,
+        group: ProcessGroup,
     ) -> Learner:
         """One that has not taken a step. Raises InputError where something does not fit."""
-        method = methods.find(training.method)
-        total_steps = training.epochs * run_data.steps
+        method = own.method(training.method)
+        loss = losses.find(training.loss, training.label_smoothing)
+        loss.require(method)
+        total_steps = training.epochs * ours.steps
         optimizer = method.build(
-            bases.build(
-                training.base,
-                model.parameters(),
-                lr=training.lr,
-                momentum=training.momentum,
-                weight_decay=training.weight_decay,
-            ),
+            base_optimizer(training, model),
             training.rho,
             total_steps=total_steps,
             seed=training.seed,
@@ -299,9 +342,10 @@ class Learner:
         moving = schedules.RhoSchedule.parse(training.rho_schedule).over(optimizer, total_steps)
         recorder = Recorder(training.observe, model, group)
         recorder.require(per_sample=method.per_sample)
-        auxiliary = run_data.auxiliary() if method.auxiliary else None
-        streams = run_data.primary, auxiliary
-        return cls(training, method, group, model, optimizer, schedule, moving, *streams, recorder)
+        auxiliary = ours.auxiliary() if method.auxiliary else None
+        streams = ours.primary, auxiliary
+        parts = method, loss, group, model, optimizer, schedule, moving
+        return cls(training, *parts, *streams, recorder)
 
     def session(self, checkpoints: Checkpoints | None) -> Session:
         """All of it that a checkpoint has to hold."""
@@ -326,17 +370,24 @@ class Learner:
             own, samples=own.samples * world, primary_samples=own.primary_samples * world
         )
 
-    def scores(self, images: Tensor) -> Tensor:
+    @property
+    def answers(self) -> bool:
+        """Whether the outputs are scores of classes, which are right or wrong."""
+        return self.training.metric == losses.ACCURACY
+
+    def scores(self, inputs: Any) -> Any:
         """Of the model, in the precision of the run."""
         narrow = self.training.precision == "bfloat16"
-        with torch.autocast(images.device.type, torch.bfloat16) if narrow else nullcontext():
-            # Losses and accuracies are float32 in any precision: sums have no room in bfloat16.
-            return self.model(images).float()
+        device = self.group.device.type
+        with torch.autocast(device, torch.bfloat16) if narrow else nullcontext():
+            outputs = called(self.model, inputs)
+        # Losses and accuracies are float32 in any precision: sums have no room in bfloat16.
+        return changed(outputs, _widened) if narrow else outputs
 
     def epoch(self) -> EpochSummary:
         """Step on every primary batch once."""
         self.model.train()  # evaluation has left it in the other mode
-        metrics = EpochMetrics(self.group, apart=self.recorder.apart)
+        metrics = EpochMetrics(self.group, apart=self.recorder.apart, answers=self.answers)
         for batch in self.primary.round():
             loss = self._step(batch, metrics)
             metrics.stepped(loss, len(batch))
@@ -368,15 +419,24 @@ class Learner:
     ) -> Tensor:
         """One loss a sample, of the chosen ones or all."""
         batch = batch.at(chosen)
-        outputs = self.scores(batch.images)
+        outputs = self._seen(batch, metrics)
+        assert self.loss.each is not None  # see `begin`
+        return self.loss.each(outputs, batch.targets)
+
+    def _mean(self, batch: Batch, metrics: EpochMetrics | None) -> Tensor:
+        """The mean loss of some samples."""
+        return self.loss.mean(self._seen(batch, metrics), batch.targets)
+
+    def _seen(self, batch: Batch, metrics: EpochMetrics | None) -> Any:
+        """The model's outputs, which `metrics` may count."""
+        outputs = self.scores(batch.inputs)
         if metrics is not None:
             metrics.see(outputs, batch)
-        smoothing = self.training.label_smoothing
-        return F.cross_entropy(outputs, batch.labels, reduction="none", label_smoothing=smoothing)
+        return outputs
 
     def _loss(self, batch: Batch, metrics: EpochMetrics) -> Tensor:
         """The mean loss of a primary batch, differentiated."""
-        loss = self._losses(batch, metrics).mean()
+        loss = self._mean(batch, metrics)
         loss.backward()
         self.recorder.passed()
         return loss
@@ -392,7 +452,7 @@ class Learner:
         """
         total = torch.zeros((), device=self.group.device)
         for part in batch.parts(self.training.batch // self.group.world):
-            loss = self._losses(part, metrics).mean() * (len(part) / len(batch))
+            loss = self._mean(part, metrics) * (len(part) / len(batch))
             loss.backward()
             total += loss.detach()
         return total
@@ -404,22 +464,27 @@ class EpochMetrics:
     Args:
         group: over whose ranks it sums.
         apart: whether images with wrong labels are also counted apart.
+        answers: whether there are right answers to count.
     """
 
-    def __init__(self, group: ProcessGroup, *, apart: bool) -> None:
-        self._group, self._apart = group, apart
-        # loss, images, right answers, wrong labels, wrong labels given back
+    def __init__(self, group: ProcessGroup, *, apart: bool, answers: bool = True) -> None:
+        self._group, self._apart, self._answers = group, apart, answers
+        # loss, samples, share of right answers, wrong labels, wrong labels given back
         # On the device: a step that asked for one of them would wait for it.
         self._sums = torch.zeros(5, dtype=torch.float64, device=group.device)
         self._first = True
 
-    def see(self, scores: Tensor, batch: Batch) -> None:
+    def see(self, scores: Any, batch: Batch) -> None:
         """Count the first evaluation of a step; the later ones are made at other weights."""
         # The first is always that of the primary batch at the unperturbed weights.
         if not self._first:
             return
         self._first = False
-        hit = scores.detach().argmax(1) == batch.labels
+        if not self._answers:
+            return
+        hit = scores.detach().argmax(1) == batch.targets
+        if hit.dim() > 1:  # several answers a sample, of which the padded ones do not count
+            hit = hit.flatten(1).sum(1) / (batch.targets >= 0).flatten(1).sum(1).clamp(min=1)
         self._sums[2] += hit.sum()
         if self._apart:
             self._sums[3] += batch.wrong.sum()
@@ -436,30 +501,89 @@ class EpochMetrics:
         return EpochSummary(*map(float, self._group.total(self._sums)))
 
 
-Scores = Callable[[Tensor], Tensor]
-"""From images (b, channels, size, size) to float32 (b, classes)."""
+def called(model: nn.Module, inputs: Any) -> Any:
+    """What a model makes of the inputs of a batch: one, several in their order, or by name."""
+    if isinstance(inputs, Mapping):
+        return model(**cast("Mapping[str, Any]", inputs))
+    if isinstance(inputs, list | tuple):
+        return model(*cast("Sequence[Any]", inputs))
+    return model(inputs)
+
+
+def _widened(outputs: Tensor) -> Tensor:
+    return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
+
+
+Scores = Callable[[Any], Any]
+"""From the inputs of a batch to what the model makes of them."""
+
+
+def measured(
+    learner: Learner, scores: Scores, samples: ImageSet | SampleSet, top: int = 1
+) -> float:
+    """Of the model on `samples`: its accuracy in %, or the metric of the run."""
+    group = learner.group
+    if learner.answers:
+        return accuracy(scores, learner.model, samples, group, top)
+    found = [
+        (changed(outputs, Tensor.cpu), changed(batch.targets, Tensor.cpu), len(batch))
+        for outputs, batch in _evaluated(scores, learner.model, samples, group)
+    ]
+    parts = [part for share in group.from_all(found) for part in share]
+    return metric_of(learner.training.metric, parts)
+
+
+def accuracy(
+    scores: Scores,
+    model: nn.Module,
+    samples: ImageSet | SampleSet,
+    group: ProcessGroup,
+    top: int = 1,
+) -> float:
+    """% of `samples` that `model`, in evaluation mode, gives their label in its `top` guesses."""
+    right = torch.zeros((), dtype=torch.int64, device=group.device)
+    count = torch.zeros((), dtype=torch.int64, device=group.device)
+    # Whole numbers, so that any number of ranks finds the same; a share may be empty.
+    for outputs, batch in _evaluated(scores, model, samples, group):
+        # of equal scores, argmax takes the first and topk any
+        guesses = outputs.topk(top, 1).indices if top > 1 else outputs.argmax(1, keepdim=True)
+        right += (guesses == batch.targets.unsqueeze(1)).sum()
+        count += (batch.targets >= 0).sum()  # padded places are labelled below 0
+    return 100 * int(group.total(right)) / max(1, int(group.total(count)))
 
 
 @torch.no_grad()
-def accuracy(
-    scores: Scores, model: nn.Module, images: ImageSet, group: ProcessGroup, top: int = 1
-) -> float:
-    """% of `images` that `model`, in evaluation mode, gives their label in its `top` guesses."""
+def _evaluated(
+    scores: Scores, model: nn.Module, samples: ImageSet | SampleSet, group: ProcessGroup
+) -> Iterator[tuple[Any, Batch]]:
+    """What the model, in evaluation mode, makes of this rank's share of the samples."""
     model.eval()
-    right = torch.zeros((), dtype=torch.int64, device=group.device)
-    # A whole number, so that any number of ranks finds the same; a share may be empty.
-    rows, size = torch.arange(len(images)), images.chunk * group.world
+    rows, size = torch.arange(len(samples)), samples.chunk * group.world
     shares = [
         rows[start : start + size].tensor_split(group.world)[group.rank]
         for start in range(0, len(rows), size)
     ]
-    for at, mine in enumerate(shares):
-        # Streamed images are decoded while the model is at work, two batches ahead.
-        for coming in shares[at + 1 : at + 3]:
-            images.expect(coming)
-        batch = images.plain(mine)
-        outputs = scores(batch.images)
-        # of equal scores, argmax takes the first and topk any
-        guesses = outputs.topk(top).indices if top > 1 else outputs.argmax(1, keepdim=True)
-        right += (guesses == batch.labels.unsqueeze(1)).sum()
-    return 100 * int(group.total(right)) / len(images)
+    for batch in samples.each([share for share in shares if len(share)]):
+        yield scores(batch.inputs), batch
+
+
+@torch.no_grad()
+def metric_of(metric: str, parts: Sequence[tuple[Any, Any, int]]) -> float:
+    """A user's metric of (outputs, targets, samples) of every batch.
+
+    It is asked once, about everything; where batches cannot be joined, since their samples are of
+    several lengths, about each batch, and the mean over the samples counts.
+    """
+    outputs, targets, counts = zip(*parts, strict=True)
+    joined = [_joined(outputs), _joined(targets)]
+    if all(each is not None for each in joined):
+        return losses.measure(metric, *joined)
+    values = [losses.measure(metric, out, right) for out, right, _ in parts]
+    return math.fsum(v * n for v, n in zip(values, counts, strict=True)) / sum(counts)
+
+
+def _joined(parts: Sequence[Any]) -> Tensor | None:
+    """One tensor of all samples, where there can be one."""
+    if not all(isinstance(part, Tensor) and part.dim() for part in parts):
+        return None
+    return torch.cat(list(parts)) if len({part.shape[1:] for part in parts}) == 1 else None

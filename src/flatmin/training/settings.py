@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from flatmin import methods
-from flatmin.training import bases, models, recorder, schedules
+from flatmin.training import bases, losses, models, own, recorder, schedules
 from flatmin.training.data import noise
 from flatmin.training.errors import InputError, unknown
 
@@ -24,8 +24,14 @@ PRECISIONS = ("float32", "bfloat16")
 AUXILIARY = ("own", "containing")
 """Where auxiliary batches can come from."""
 
-LATER: Mapping[str, Any] = {"analysis": (), "auxiliary": "own", "rho_schedule": "constant"}
-"""Fields that came later, with what they were before: rows from then keep their keys."""
+_HASHED_ALWAYS = (
+    *("data", "model", "method", "rho", "seed", "epochs", "batch", "lr", "momentum"),
+    *("weight_decay", "noise", "limit", "fraction", "augment", "holdout", "options", "base"),
+    *("schedule", "milestones", "gamma", "warmup", "label_smoothing", "cutout", "max_norm"),
+    *("precision", "width", "pretrained", "size", "examine", "observe"),
+)
+"""Fields that go into every key. A later one goes in where it is not at its default, so that rows
+of earlier versions keep their keys."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +39,16 @@ class Training:
     """Everything that determines one training run.
 
     Fields:
-        data: name or folder, as for `flatmin.training.load`.
-        model: a name in `flatmin.training.models`.
-        method: a name in `flatmin.methods.TABLE`.
+        data: name or folder, as for `flatmin.training.load`, or your own (see below).
+        model: a name in `flatmin.training.models`, or your own.
+        method: a name in `flatmin.methods.TABLE`, or your own.
         rho: radius; None for the method's default.
         seed: of weights, order, augmentation, auxiliary batches, noise, held-out images and the
             method's own coins.
         epochs, batch: number of passes over the training images; images a step. The images that
             do not fill a last batch are left out of the epoch, other ones each time.
-        lr, weight_decay: of the base optimizer.
-        momentum: of SGD; the first of Adam's betas.
+        lr, weight_decay: of the base optimizer; None leaves it to a base of your own.
+        momentum: of SGD; the first of Adam's betas; None likewise.
         noise: share of wrong labels in [0, 1), or "human:<column>".
         limit: number of training images; None for all.
         fraction: size of an auxiliary batch over that of a primary one; above 1 it is evaluated
@@ -53,7 +59,11 @@ class Training:
         holdout: share of the training images, stratified by the labels as given, that is held out
             and on which, in place of the test set, accuracy is measured against those labels.
         options: further hyperparameters of the method, by name: (("beta", 0.9),).
-        base: the base optimizer, a name in `flatmin.training.bases`.
+        base: the base optimizer, a name in `flatmin.training.bases`, or your own.
+        base_options: further arguments of the base optimizer, by name: (("eps", 1e-6),).
+        loss: "cross-entropy", or your own function of (outputs, targets).
+        metric: "accuracy" in %, or "max:" or "min:", whichever is better, and your own function of
+            (outputs, targets) of the whole test set.
         schedule: of the learning rate, step by step, a name in `flatmin.training.schedules`.
         rho_schedule: of the radius, step by step: "constant", or "cosine", "linear", "proportional"
             (to the learning rate), down to 0 or, as in "cosine:0.5", to a share of the radius.
@@ -75,6 +85,9 @@ class Training:
         analysis: what is looked at beside it, names and values of options that whoever looks knows;
             see `flatmin.studies.plan.analyses`.
 
+    What is your own has an import path, `module:name`; `flatmin.compare` takes objects as well, and
+    names them.
+
     Raises InputError, from its construction on, where a field cannot be what it is.
     """
 
@@ -85,9 +98,9 @@ class Training:
     seed: int = 0
     epochs: int = 20
     batch: int = 64
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    lr: float | None = 0.1
+    momentum: float | None = 0.9
+    weight_decay: float | None = 5e-4
     noise: str = "0"
     limit: int | None = None
     fraction: float = 0.25
@@ -111,6 +124,9 @@ class Training:
     examine: tuple[str, ...] = ()
     observe: tuple[str, ...] = ()
     analysis: tuple[tuple[str, Any], ...] = ()
+    base_options: tuple[tuple[str, Any], ...] = ()
+    loss: str = losses.CROSS_ENTROPY
+    metric: str = losses.ACCURACY
 
     def __post_init__(self) -> None:
         for name, value in self._tidied().items():
@@ -141,8 +157,11 @@ class Training:
     @cached_property
     def key(self) -> str:
         """The hash of all fields, 16 hexadecimal digits."""
-        said = {n: x for n, x in asdict(self).items() if n not in LATER or x != LATER[n]}
-        text = json.dumps(said, sort_keys=True)
+        hashed = asdict(self)
+        for name, usual in _LATER.items():
+            if hashed[name] == usual:
+                del hashed[name]
+        text = json.dumps(hashed, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _tidied(self) -> dict[str, Any]:
@@ -150,19 +169,12 @@ class Training:
         number: Any = self.noise
         many = ("milestones", "examine", "observe")
         return {
-            "options": self._pairs("options"),
-            "analysis": self._pairs("analysis"),
+            "options": _pairs("options", self.options),
+            "analysis": _pairs("analysis", self.analysis),
+            "base_options": _pairs("base_options", self.base_options),
             "noise": f"{number!r}" if _is(number, Real) else number,
             **{name: _frozen(getattr(self, name)) for name in many},
         }
-
-    def _pairs(self, field: str) -> tuple[tuple[str, Any], ...]:
-        given: Any = getattr(self, field)
-        try:
-            pairs = sorted((str(name), _frozen(value)) for name, value in dict(given).items())
-        except (TypeError, ValueError):
-            raise InputError(f"{field} {given!r} do not fit: expected names and values") from None
-        return tuple(pairs)
 
     def _check_types(self) -> None:
         for field in fields(self):
@@ -172,7 +184,8 @@ class Training:
                 raise InputError(f"{field.name} {value!r} does not fit: expected {says}")
 
     def _check_names(self) -> None:
-        models.find(self.model)
+        models.require(self.model)
+        losses.require(self.loss, self.metric)
         for kind, name, known in (
             ("method", self.method, methods.TABLE),
             ("base optimizer", self.base, bases.BASES),
@@ -181,7 +194,7 @@ class Training:
             ("source of auxiliary batches", self.auxiliary, AUXILIARY),
             *(("observable", name, recorder.OBSERVABLES) for name in self.observe),
         ):
-            if name not in known:
+            if name not in known and not (kind in _OWN_KINDS and own.is_own(name)):
                 raise unknown(kind, name, known)
 
     def _check_numbers(self) -> None:
@@ -192,10 +205,15 @@ class Training:
             self._require(name, given is None or given >= 1, "a whole number from 1 on, or none")
         most = torch.finfo(torch.float32).max
         self._require("rho", self.rho is None or 0 <= self.rho <= most, "a radius of at least 0")
-        self._require("lr", 0 < self.lr < math.inf, "a number above 0")
-        self._require("momentum", 0 <= self.momentum < 1, "a number in [0, 1)")
-        self._require("momentum", self.base != "nesterov" or self.momentum > 0, "above 0, Nesterov")
-        self._require("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0")
+        lr, momentum, decay = self.lr, self.momentum, self.weight_decay
+        if None in (lr, momentum, decay) and not own.is_own(self.base):
+            for name in ("lr", "momentum", "weight_decay"):
+                given = getattr(self, name) is not None
+                self._require(name, given, f"a number for {self.base}")
+        self._require("lr", lr is None or 0 < lr < math.inf, "a number above 0")
+        self._require("momentum", momentum is None or 0 <= momentum < 1, "a number in [0, 1)")
+        self._require("momentum", self.base != "nesterov" or momentum != 0, "above 0, Nesterov")
+        self._require("weight_decay", decay is None or 0 <= decay < math.inf, "at least 0")
         self._require("fraction", 0 < self.fraction < math.inf, "a number above 0")
         contained = self.auxiliary == "own" or self.fraction >= 1
         self._require("fraction", contained, "at least 1 where the primary batch is contained")
@@ -217,7 +235,8 @@ class Training:
         )
 
     def _check_options(self) -> None:
-        if not self.options:
+        bases.require(self.base, dict(self.base_options))
+        if not self.options or own.is_own(self.method):  # what is the user's own is tried later
             return
         method = methods.find(self.method)
         if not method.hyperparameters:
@@ -242,6 +261,14 @@ class Training:
             raise InputError(f"{name} {value} is out of range: expected {expected}")
 
 
+_LATER: Mapping[str, Any] = {
+    field.name: field.default for field in fields(Training) if field.name not in _HASHED_ALWAYS
+}
+"""The defaults of the fields that a key has only where they differ."""
+
+_OWN_KINDS = ("method", "base optimizer")
+"""Of the names that are looked up in a table: what may also be the user's own."""
+
 _KINDS: Mapping[str, tuple[type, str]] = {
     "str": (str, "a text"),
     "int": (int, "a whole number"),
@@ -250,6 +277,13 @@ _KINDS: Mapping[str, tuple[type, str]] = {
     "tuple": (tuple, "a tuple"),
 }
 """What a field may hold, by how its type is written."""
+
+
+def _pairs(what: str, given: Any) -> tuple[tuple[str, Any], ...]:
+    try:
+        return tuple(sorted((str(name), _frozen(value)) for name, value in dict(given).items()))
+    except (TypeError, ValueError):
+        raise InputError(f"{what} {given!r} do not fit: expected names and values") from None
 
 
 def _is(value: Any, kind: type) -> bool:

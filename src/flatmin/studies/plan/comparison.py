@@ -7,40 +7,66 @@ by asking it again.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 import flatmin
-from flatmin import methods
-from flatmin.studies.plan import tuning
+from flatmin.studies.plan import measures, tuning
+from flatmin.studies.plan.defaults import BASE_DEFAULTS, regime
 from flatmin.studies.plan.tuning import Progress, TunedMethod
 from flatmin.studies.store.location import StudyLocation
 from flatmin.studies.store.row import Row
 from flatmin.studies.store.store import Failed, Store
-from flatmin.training import models, schedules
+from flatmin.training import evaluation, losses, models, own, schedules, trial
 from flatmin.training.data import noise
-from flatmin.training.data.images import ImageData, load
-from flatmin.training.errors import InputError
+from flatmin.training.data.images import ImageData
+from flatmin.training.data.samples import AnyData, load_any
+from flatmin.training.errors import InputError, unknown
 from flatmin.training.loop import Training
 
 TUNING_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """The grid of radii of each method, in units of its default radius."""
+
+RATE_FACTORS = (0.3, 1.0, 3.0)
+"""The grid of learning rates, in units of the one given."""
+
+EXTENDABLE = ("methods", "rho", "tune", "tuning_seeds", "seeds", "options", "radii")
+"""Fields of a comparison that may change in one folder: they say which runs there are, and not what
+a run means. The learning rate is another one where it is tuned."""
+
+_ADDED = (
+    *("base", "base_options", "schedule", "milestones", "gamma", "warmup", "label_smoothing"),
+    *("cutout", "max_norm", "precision", "size", "pretrained", "examine", "loss", "metric"),
+)
+"""Fields of a training that a comparison sets for all its runs; folders of earlier versions have
+none of them, and mean the defaults."""
+
+_USUAL: Mapping[str, Any] = {each.name: each.default for each in fields(Training)}
 
 
 class Comparison(BaseModel):
     """Everything that determines the results.
 
     Fields as in `flatmin.training.Training`, and
-        methods: names in `flatmin.methods.TABLE`; differences are taken to the first.
+        methods: names in `flatmin.methods.TABLE`, or your own; differences are to the first.
+        lr: one learning rate, or several as the grid of `tune`; None: the base's own.
         rho: one radius for every method, several as the grid of `tune`, or None: the defaults.
-        tune: "rho" chooses the radius of each method on held-out images, equal budget for all.
-        tuning_seeds: number of runs of each radius that is tried, with the seeds -1, -2, ...
+        tune: "rho", "lr" or both are chosen for each method on held-out images, with equal budgets:
+            a method without a radius gets as many learning rates as others get pairs.
+        tuning_seeds: number of runs of each candidate that is tried, with the seeds -1, -2, ...
         seeds: number of runs of each method, with the seeds 0 .. seeds - 1.
+        options: further hyperparameters by method: {"agnostic-sam": {"beta": 0.5}}; a radius of
+            its own is one of them, as "rho".
+        radii: default radii of methods of your own, so that a report need not import them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,28 +77,84 @@ class Comparison(BaseModel):
     noise: str
     epochs: int
     batch: int
-    lr: float
-    momentum: float = 0.9
-    weight_decay: float
     rho_schedule: str = "constant"
+    lr: tuple[float, ...] | None
+    momentum: float | None = 0.9
+    weight_decay: float | None
     rho: tuple[float, ...] | None = None
-    tune: Literal["rho"] | None = None
+    tune: tuple[Literal["rho", "lr"], ...] = ()
     tuning_seeds: int = 2
     seeds: int
     limit: int | None = None
     fraction: float = 0.25
     augment: bool = False
+    base: str = "sgd"
+    base_options: dict[str, Any] = {}
+    schedule: str = "cosine"
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
+    warmup: float = 0.0
+    label_smoothing: float = 0.0
+    cutout: int = 0
+    max_norm: float | None = None
+    precision: str = "float32"
+    size: int | None = None
+    pretrained: str | None = None
+    examine: tuple[str, ...] = ()
+    loss: str = losses.CROSS_ENTROPY
+    metric: str = losses.ACCURACY
+    options: dict[str, dict[str, int | float | str]] = {}
+    radii: dict[str, float] = {}
+
+    @classmethod
+    def asked(cls, given: Mapping[str, Any]) -> Comparison:
+        """A comparison from what is `given`: None there is as usual for its data and base."""
+        typed = {name: value for name, value in given.items() if value is not None}
+        usual: dict[str, Any] = {"noise": "0", **vars(regime(typed["data"]))}
+        usual.update(BASE_DEFAULTS.get(typed.get("base", "sgd"), {}))
+        if own.is_own(typed.get("base", "")):
+            usual |= {"lr": None, "momentum": None, "weight_decay": None}
+        return cls.checked(**{**usual, **typed})
 
     @classmethod
     def checked(cls, **fields: Any) -> Comparison:
-        """A comparison, or an InputError that names the first field that does not fit."""
+        """A comparison, or an InputError that names the first field that does not fit.
+
+        Methods of the user's own are imported for it.
+        """
         try:
-            return cls(**fields)
+            ours = [name for name in fields["methods"] if own.is_own(name)]
+            radii = {name: own.method(name).rho for name in ours}
+            return cls.model_validate({**fields, "radii": radii})
         except ValidationError as error:
             first = error.errors()[0]
             ours = first.get("ctx", {}).get("error")
             name = ".".join(map(str, first["loc"]))
+            if first["loc"][:1] == ("tune",):
+                ours = f"--tune {first['input']} is nothing to tune: give rho, lr or rho,lr"
             raise InputError(ours or f"{name} {first['input']!r}: {first['msg']}") from None
+
+    @field_validator("lr", mode="before")
+    @classmethod
+    def _rates(cls, lr: Any) -> Any:
+        """One or several."""
+        return (lr,) if isinstance(lr, int | float) else lr
+
+    @field_validator("lr")
+    @classmethod
+    def _distinct_rates(cls, lr: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if lr is not None and not lr:
+            raise InputError("--lr is empty: give a learning rate such as 0.1")
+        return lr and tuple(dict.fromkeys(lr))
+
+    @field_validator("tune", mode="before")
+    @classmethod
+    def _listed(cls, tune: Any) -> Any:
+        """Names, one or several; as text they are separated by commas."""
+        if tune is None:
+            return ()
+        names = tune.split(",") if isinstance(tune, str) else tune
+        return tuple(sorted({str(name).strip() for name in names}, reverse=True))
 
     @field_validator("noise")
     @classmethod
@@ -93,48 +175,102 @@ class Comparison(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> Comparison:
         for name in self.methods:
-            methods.find(name)
+            if not own.is_own(name):
+                own.method(name)
         if not self.methods:
             raise InputError("--methods is empty: name at least one, for example sgd,sam")
         if len(set(self.methods)) < len(self.methods):
             raise InputError("--methods names a method twice: name each once")
-        models.find(self.model)
         schedules.RhoSchedule.parse(self.rho_schedule)
+        models.require(self.model)
         for name in ("epochs", "batch", "seeds", "tuning_seeds"):
             _require(
                 getattr(self, name) >= 1, name, getattr(self, name), "a whole number from 1 on"
             )
         _require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1")
-        _require(0 < self.lr < math.inf, "lr", self.lr, "a number above 0")
-        _require(0 <= self.momentum < 1, "momentum", self.momentum, "a number in [0, 1)")
-        _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "at least 0")
+        for lr in self.lr or ():
+            _require(0 < lr < math.inf, "lr", lr, "a number above 0")
+        momentum, decay = self.momentum or 0.0, self.weight_decay or 0.0
+        _require(0 <= momentum < 1, "momentum", momentum, "a number in [0, 1)")
+        _require(0 <= decay < math.inf, "weight_decay", decay, "at least 0")
         _require(0 < self.fraction <= 1, "fraction", self.fraction, "a number in (0, 1]")
         for rho in self.rho or ():
             _require(0 <= rho < math.inf, "rho", rho, "a radius of at least 0")
-        if self.rho is not None and len(self.rho) != 1 and not self.tune:
+        if self.rho is not None and len(self.rho) != 1 and "rho" not in self.tune:
             raise InputError("--rho gives several radii: give one, or add --tune rho to choose")
-        tried = sum(len(self.grid(name)) for name in self.methods)
+        if self.lr is not None and len(self.lr) != 1 and "lr" not in self.tune:
+            raise InputError(
+                "--lr gives several learning rates: give one, or add --tune lr to choose"
+            )
+        if self.lr is None and "lr" in self.tune:
+            raise InputError(
+                "--tune lr needs to know where to start: give --lr too, and a base that takes lr"
+            )
+        for name in self.options:
+            if name not in self.methods:
+                raise unknown("method of an option", name, self.methods)
+        for name in self.methods:  # raises what the first run would raise
+            self._training(name, self.usual_radius(name), self._rate)
+        tried = sum(len(self._candidates(name)) for name in self.methods)
         tuning.require_size(tried * self.tuning_seeds + len(self.methods) * self.seeds)
         return self
 
     def grid(self, method: str) -> tuple[float, ...]:
-        """The radii that tuning tries for `method`; empty if it has nothing to tune."""
-        default = methods.find(method).rho
-        if not self.tune or not default:
+        """The radii that tuning tries for `method`; empty if it has none to tune."""
+        default = self._default(method)
+        if "rho" not in self.tune or not default:
             return ()
-        return self.rho or tuple(float(f"{default * factor:.4g}") for factor in TUNING_FACTORS)
+        return self.rho or tuple(_rounded(default * factor) for factor in TUNING_FACTORS)
+
+    def rates(self, method: str) -> tuple[float, ...]:
+        """The learning rates that tuning tries for `method`, ascending; empty if none is tuned.
+
+        Where radii are tuned too, a method without one gets as many, evenly spaced between the same
+        ends, as others get pairs of a learning rate and a radius: its budget is the same.
+        """
+        if "lr" not in self.tune or self.lr is None:
+            return ()
+        grid = sorted(self.lr)
+        if len(grid) == 1:
+            grid = [_rounded(grid[0] * factor) for factor in RATE_FACTORS]
+        if "rho" not in self.tune or self._default(method):
+            return tuple(grid)
+        count = len(grid) * len(self.rho or TUNING_FACTORS)
+        steps = [(at / max(1, count - 1)) for at in range(count)]
+        return tuple(
+            dict.fromkeys(_rounded(grid[0] * (grid[-1] / grid[0]) ** step) for step in steps)
+        )
+
+    def usual_radius(self, method: str) -> float | None:
+        """Of `method` where none is tuned; None where it has none."""
+        default = self._default(method)
+        given = self.options.get(method, {}).get("rho", self.rho[0] if self.rho else default)
+        return float(given) if default else None
 
     def tuned(self, method: str) -> TunedMethod:
-        """The runs of `method`: a tuned radius is the best, of equals the smallest."""
-        grid = self.grid(method)
-        default = methods.find(method).rho
-        usual = (self.rho[0] if self.rho else default) if default else None
-        return TunedMethod(
-            self._training(method, usual),
-            tuple(self._training(method, rho) for rho in sorted(grid)),
-            self.seeds,
-            self.tuning_seeds,
+        """The runs of `method`: what is tuned is the best, of equals the smallest."""
+        usual = self._training(method, self.usual_radius(method), self._rate)
+        return TunedMethod(usual, self._candidates(method), self.seeds, self.tuning_seeds)
+
+    @property
+    def _rate(self) -> float | None:
+        """Where none is tuned."""
+        return self.lr[0] if self.lr else None
+
+    def _candidates(self, method: str) -> tuple[Training, ...]:
+        radii, rates = sorted(self.grid(method)), self.rates(method)
+        if not radii and not rates:
+            return ()
+        return tuple(
+            self._training(method, rho, lr)
+            for rho, lr in itertools.product(
+                radii or [self.usual_radius(method)], rates or [self._rate]
+            )
         )
+
+    def _default(self, method: str) -> float:
+        """The radius of `method` where nothing else is said; 0 where it has none."""
+        return self.radii[method] if method in self.radii else own.method(method).rho
 
     def tuning(self, method: str) -> list[Training]:
         """The tuning runs of `method`."""
@@ -150,8 +286,11 @@ class Comparison(BaseModel):
 
     def judged(self, method: str, rows: Mapping[str, Row]) -> dict[float, float]:
         """Mean held-out accuracy in % of each radius whose tuning runs are all among `rows`."""
-        judged = self.tuned(method).judged(rows)
-        return {training.rho or 0.0: accuracy for training, accuracy in judged.items()}
+        found: dict[float, float] = {}
+        for training, accuracy in self.tuned(method).judged(rows).items():
+            rho = training.rho or 0.0
+            found[rho] = max(accuracy, found.get(rho, accuracy))
+        return found
 
     def plan(self, rows: Mapping[str, Row], given_up: frozenset[str]) -> Iterator[Training]:
         """The runs known by now, in the order to do them: tuning first, then seed by seed."""
@@ -175,9 +314,34 @@ class Comparison(BaseModel):
     def _tuned_methods(self) -> list[TunedMethod]:
         return [self.tuned(name) for name in self.methods]
 
-    def _training(self, method: str, rho: float | None) -> Training:
-        shared = self.model_dump(exclude={"methods", "rho", "tune", "tuning_seeds", "seeds"})
-        return Training(**shared, method=method, rho=rho)
+    @property
+    def measure(self) -> str:
+        """By which methods are ranked; see `flatmin.studies.plan.measures`."""
+        return measures.of_metric(self.metric)
+
+    @property
+    def brought(self) -> dict[str, str]:
+        """What is the user's own, by what it is: {"model": "my.module:Net"}."""
+        named = {
+            **{what: getattr(self, what) for what in ("data", "model", "base", "loss")},
+            "metric": losses.metric_name(self.metric),
+            **{f"method {own.title(name)}": name for name in self.methods},
+        }
+        return {what: name for what, name in named.items() if own.is_own(name)}
+
+    def require_here(self) -> None:
+        """Raise InputError where this process does not have what the user brought."""
+        for name in self.brought.values():
+            own.find(name)
+
+    def _training(self, method: str, rho: float | None, lr: float | None) -> Training:
+        shared = self.model_dump(exclude={*EXTENDABLE, "lr", "base_options"})
+        given = self.options.get(method, {})
+        options = tuple((name, value) for name, value in given.items() if name != "rho")
+        extra = tuple(self.base_options.items())
+        return Training(
+            **shared, lr=lr, method=method, rho=rho, options=options, base_options=extra
+        )
 
 
 @dataclass(frozen=True)
@@ -186,12 +350,12 @@ class Outcome:
 
     Fields:
         comparison: what was asked for.
-        data: the images.
+        data: what was learned from.
         store: where the rows are.
     """
 
     comparison: Comparison
-    data: ImageData
+    data: AnyData
     store: Store
 
     @property
@@ -200,52 +364,177 @@ class Outcome:
         return tuple(self.store.failures.values())
 
 
-def images(comparison: Comparison) -> ImageData:
-    """What it is about. Raises InputError where they are missing, or something does not fit."""
-    data = load(comparison.data, limit=comparison.limit)
-    _try(comparison, data)
+def images(comparison: Comparison) -> AnyData:
+    """What it is about. Raises InputError where it is missing, or something does not fit."""
+    data = load_any(comparison.data, limit=comparison.limit, size=comparison.size)
+    check(comparison, data)
     return data
 
 
+def settled(given: Mapping[str, Any]) -> tuple[Comparison, AnyData, list[str]]:
+    """A comparison from what is `given`, its data, and what was changed, in a line each.
+
+    What is None there was left to us, and never stops a command: it is made to fit the data. Raises
+    InputError where what was given does not fit.
+    """
+    comparison = Comparison.asked(given)
+    data = load_any(comparison.data, limit=comparison.limit, size=comparison.size)
+    typed = [name for name, value in given.items() if value is not None]
+    comparison, notes = fitted(comparison, data, typed)
+    check(comparison, data)
+    return comparison, data, notes
+
+
+def fitted(
+    comparison: Comparison, data: AnyData, typed: Collection[str]
+) -> tuple[Comparison, list[str]]:
+    """A comparison whose defaults fit the data, and what was changed; what was `typed` stays."""
+    notes: list[str] = []
+    changes: dict[str, Any] = {}
+    count = _trained_on(comparison, data)
+    if "batch" not in typed and comparison.batch > count:
+        # at least four steps an epoch
+        changes["batch"] = batch = 2 ** max(0, int(math.log2(max(1, count) / 4)))
+        notes.append(
+            f"--batch {batch}: the usual {comparison.batch} is more than the {count} images to "
+            f"train on"
+        )
+    size = comparison.size or (data.size if isinstance(data, ImageData) else 0)
+    if "model" not in typed and isinstance(data, ImageData) and not own.is_own(comparison.model):
+        network = models.find(comparison.model)
+        if size < network.smallest or size % network.multiple:
+            changes["model"] = "mlp"
+            notes.append(
+                f"--model mlp: the usual {comparison.model} is for images larger than {size}"
+            )
+    return comparison.model_copy(update=changes), notes
+
+
 def begin(
-    comparison: Comparison, data: ImageData, location: StudyLocation, *, allow_mixed: bool = False
+    comparison: Comparison, data: AnyData, location: StudyLocation, *, allow_mixed: bool = False
 ) -> Outcome:
     """A comparison with the rows that are at its location by now.
 
-    Raises InputError where it cannot be written there, or what is there belongs to another
-    configuration.
+    The rows of one that differs in what is `EXTENDABLE` alone are taken over: more seeds or fewer,
+    other methods, another grid. Raises InputError where it cannot be written there, or where what
+    is there means something else; the message names what differs.
     """
     store = Store.open(
-        location, identity(comparison, data), comparison.description, allow_mixed=allow_mixed
+        location,
+        identity(comparison, data),
+        comparison.description,
+        allow_mixed=allow_mixed,
+        differing=differing,
     )
     return Outcome(comparison, data, store)
 
 
-def identity(comparison: Comparison, data: ImageData) -> dict[str, Any]:
-    """What must agree for rows to stand in one table: configuration, images, software."""
+def identity(comparison: Comparison, data: AnyData) -> dict[str, Any]:
+    """What must agree for rows to stand in one table: configuration, images, software.
+
+    What can be extended is told as well. Of what the user brings there is a digest: a network that
+    was changed since is another one, though its name is the same.
+    """
     return {
         **comparison.model_dump(),
+        "lr": _rate(comparison),
         "images": data.fingerprint(),
+        **{f"contents of {what}": each for what, each in _contents(comparison, data).items()},
         "flatmin": flatmin.__version__,
         "torch": torch.__version__,
     }
 
 
+def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """The keys in which two identities of comparisons disagree."""
+    found: list[str] = []
+    for key in dict.fromkeys([*ours, *theirs]):
+        free = key in EXTENDABLE or (key == "lr" and None in (ours.get(key), theirs.get(key)))
+        # a method that only one of them has, and what earlier versions did not know
+        usual = _USUAL[key] if key in _ADDED else None
+        one, other = (_plain(each.get(key, usual)) for each in (ours, theirs))
+        alone = key.startswith("contents of method") and None in (one, other)
+        if not free and not alone and one != other:
+            found.append(key)
+    return found
+
+
+def default_folder(comparison: Comparison) -> Path:
+    """A folder for all comparisons that can share their rows: the same command continues there."""
+    content = json.dumps(_meaning(comparison), sort_keys=True, default=str)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+    return Path("runs") / f"{Path(own.title(comparison.data)).name}-{digest}"
+
+
+def _meaning(comparison: Comparison) -> dict[str, Any]:
+    """What rows of this comparison mean, whichever there are."""
+    usual = {name: _USUAL[name] for name in _ADDED}
+    content = {**comparison.model_dump(exclude=set(EXTENDABLE)), "lr": _rate(comparison)}
+    return {
+        name: value
+        for name, value in content.items()
+        if name not in usual or _plain(value) != _plain(usual[name])
+    }
+
+
+def check(comparison: Comparison, data: AnyData) -> None:
+    """Raise now what the first run would raise."""
+    count = _trained_on(comparison, data)
+    if comparison.batch > count:
+        raise InputError(
+            f"--batch {comparison.batch} is more than the {count} images to train on: give a "
+            f"smaller one"
+        )
+    for name in comparison.examine:
+        evaluation.require(name, data)
+    if comparison.brought or not isinstance(data, ImageData):
+        runs = [comparison.tuned(method).usual for method in comparison.methods]
+        for run in runs:
+            trial.require_method(run)
+        trial.require(runs[0], data)
+        return
+    noise.parse(comparison.noise).labels(data, 0)
+    models.build(
+        comparison.model,
+        channels=data.channels,
+        size=comparison.size or data.size,
+        classes=len(data.classes),
+    )
+
+
+def _trained_on(comparison: Comparison, data: AnyData) -> int:
+    """Samples of the smallest training set: a part is held out where something is tuned."""
+    return round(data.train_count * (1 - tuning.HOLDOUT)) if comparison.tune else data.train_count
+
+
+def _rate(comparison: Comparison) -> float | None:
+    """The learning rate, where it is the same for all runs."""
+    return None if comparison.lr is None or "lr" in comparison.tune else comparison.lr[0]
+
+
+def _contents(comparison: Comparison, data: AnyData) -> dict[str, str]:
+    """A digest of everything that the user brings, but for the data, which has a fingerprint."""
+    found: dict[str, str] = {}
+    for what, name in comparison.brought.items():
+        if what == "model":
+            training = comparison.tuned(comparison.methods[0]).usual
+            found[what] = trial.network_digest(training, data)
+        elif what != "data":
+            found[what] = own.digest(own.described(own.find(name)))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back; no mappings and no names are the same as none."""
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value] or None  # pyright: ignore[reportUnknownVariableType]
+    return value or None if isinstance(value, dict) else value  # pyright: ignore[reportUnknownVariableType]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
 def _require(fits: bool, name: str, value: object, expected: str) -> None:
     if not fits:
         raise InputError(f"--{name.replace('_', '-')} {value} is out of range: expected {expected}")
-
-
-def _try(comparison: Comparison, data: ImageData) -> None:
-    """Raise now what the first run would raise."""
-    noise.parse(comparison.noise).labels(data, 0)
-    models.build(
-        comparison.model, channels=data.channels, size=data.size, classes=len(data.classes)
-    )
-    count = len(data.train_labels)
-    smallest = round(count * (1 - tuning.HOLDOUT)) if comparison.tune else count
-    if comparison.batch > smallest:
-        raise InputError(
-            f"--batch {comparison.batch} is more than the {smallest} images to train on: give a "
-            f"smaller one"
-        )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from flatmin.training import own
+
 
 @dataclass(frozen=True)
 class Regime:
@@ -36,6 +38,18 @@ FOLDER_REGIME = Regime("resnet20", epochs=40, batch=32, lr=0.05, tuning_seeds=2)
 """For a folder of images."""
 
 
+OWN_REGIME = Regime("mlp", epochs=20, batch=64, lr=0.1, augment=False, tuning_seeds=2)
+"""For data of a user's own; what they are is not known."""
+
+BASE_DEFAULTS: Mapping[str, Mapping[str, float]] = {
+    "adam": {"lr": 1e-3},
+    "adamw": {"lr": 1e-3, "weight_decay": 1e-2},
+}
+"""What other base optimizers than SGD take in place of a data set's defaults: torch's own."""
+
+
 def regime(data: str) -> Regime:
-    """The defaults for `data`, a name or a folder."""
+    """The defaults for `data`, a name, a folder or an import path."""
+    if own.is_own(data):
+        return OWN_REGIME
     return REGIMES.get(data, FOLDER_REGIME)

@@ -14,10 +14,10 @@ from statistics import NormalDist
 
 import torch
 
-from flatmin import methods
 from flatmin.policy import LargeGradient
 from flatmin.studies.plan.analyses import asked
-from flatmin.training.loop import Training
+from flatmin.training import own
+from flatmin.training.settings import Training
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def gradients_a_step(training: Training) -> float:
 def _gradients(
     name: str, options: tuple[tuple[str, float | str | int], ...], fraction: float
 ) -> float:
-    method = methods.find(name)
+    method = own.method(name)
     base = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
     optimizer = method.build(base, total_steps=1000, settings=dict(options))
     policy = optimizer.policy

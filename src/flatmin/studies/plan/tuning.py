@@ -6,12 +6,14 @@ of the rows so far, and whatever was interrupted goes on by asking it again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from flatmin.training.errors import InputError
-from flatmin.training.loop import Training
+from flatmin.training.losses import lower_is_better
+from flatmin.training.settings import Training
 
 if TYPE_CHECKING:
     from flatmin.studies.store.row import Row
@@ -57,7 +59,13 @@ class TunedMethod:
     def chosen(self, rows: Mapping[str, Row]) -> Training:
         """The candidate with the best mean accuracy on held-out images; of equals, the first."""
         judged = self.judged(rows)
-        return max(judged, key=lambda candidate: judged[candidate]) if judged else self.usual
+        sign = -1 if lower_is_better(self.usual.metric) else 1
+
+        def worth(candidate: Training) -> float:
+            mean = judged[candidate]
+            return -math.inf if math.isnan(mean) else sign * mean  # nan: it has diverged
+
+        return max(judged, key=worth) if judged else self.usual
 
     def judged(self, rows: Mapping[str, Row]) -> dict[Training, float]:
         """Mean held-out accuracy in % of each candidate whose tuning runs are all among `rows`."""

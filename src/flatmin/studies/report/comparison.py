@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from flatmin.studies.plan import tuning
-from flatmin.studies.plan.comparison import TUNING_FACTORS, Comparison, Outcome
+from flatmin.studies.plan.comparison import (
+    RATE_FACTORS,
+    TUNING_FACTORS,
+    Comparison,
+    Outcome,
+)
 from flatmin.studies.plan.tuning import progress_of
 from flatmin.studies.report import html, section
 from flatmin.studies.report.summary import Line, Summary, remarks, verdict
 from flatmin.studies.store import files
+from flatmin.training import losses, own
 from flatmin.training.data import noise
 
 
@@ -67,26 +73,35 @@ def subject(outcome: Outcome) -> str:
         labels = f"{found.share:.0%} of the training labels wrong".replace("%", " %")
     else:
         labels = "labels as they are"
-    return (
-        f"{Path(data.name).name}: {len(data.train_labels):,} training and "
-        f"{len(data.test_labels):,} test images of {data.size} × {data.size} pixels in "
-        f"{len(data.classes)} classes, {labels}"
-    )
+    said = f", {labels}" if data.classes else ""
+    return f"{Path(own.title(data.name)).name}: {data.described}{said}"
 
 
 def _held_out(outcome: Outcome) -> int:
-    return round(tuning.HOLDOUT * len(outcome.data.train_labels))
+    return round(tuning.HOLDOUT * outcome.data.train_count)
 
 
 def _grid(comparison: Comparison) -> str:
+    """What was tried, in words."""
+    radii = f"{', '.join(f'{factor:g}' for factor in TUNING_FACTORS)} times its default"
     if comparison.rho:
-        return files.as_typed(comparison.rho)
-    return f"{', '.join(f'{factor:g}' for factor in TUNING_FACTORS)} times its default"
+        radii = files.as_typed(comparison.rho)
+    if "lr" not in comparison.tune:
+        return radii
+    several = comparison.lr is not None and len(comparison.lr) > 1
+    start = comparison.lr[0] if comparison.lr else 0.0
+    rates = comparison.lr if several else [start * factor for factor in RATE_FACTORS]
+    said = f"the learning rates {', '.join(f'{rate:g}' for rate in rates or ())}"
+    if "rho" not in comparison.tune:
+        return said
+    return f"{said} with each of the radii {radii} (without a radius, as many learning rates)"
 
 
 def _error(outcome: Outcome) -> float:
     """Standard error, in points, of a mean held-out accuracy: that of the best one found."""
     comparison, rows = outcome.comparison, outcome.store.rows
+    if comparison.metric != losses.ACCURACY:
+        return math.nan
     found = [a for m in comparison.methods for a in comparison.judged(m, rows).values()]
     share = max(found, default=0.0) / 100
     return 100 * math.sqrt(share * (1 - share) / (_held_out(outcome) * comparison.tuning_seeds))

@@ -9,7 +9,7 @@ from typing import Any
 
 from flatmin.studies.plan.analyses import EACH_EPOCH, SENTENCES
 from flatmin.studies.report.frontier import dominated, frontier
-from flatmin.studies.report.measures import heading
+from flatmin.studies.report.measures import Heading, heading
 from flatmin.studies.report.paper import PaperTable
 from flatmin.studies.report.statistics import Spread
 from flatmin.studies.report.summary import Line, Summary
@@ -80,23 +80,26 @@ def figures(
                 wide=True,
             )
         )
-    if named.accuracy and any(line.difference and line.difference.n for line in lines):
+    if named.ranks and any(line.difference and line.difference.n for line in lines):
         found.append(
             Figure(
                 "difference",
                 f"Difference to {first}, seed by seed",
-                f"points of test accuracy; bar: 95 % interval of the mean{ring}",
+                f"{'points of test accuracy' if named.accuracy else named.title.lower()}; bar: "
+                f"95 % interval of the mean{ring}",
                 f"Paired differences of each method to {first}; the numbers are in the table",
                 wide=True,
             )
         )
-    found += [_curve(name, x) for name, x in _curves(lines)]
+    found += [_curve(name, x, named) for name, x in _curves(lines)]
     if any(line.judged for line in lines):
         found.append(
             Figure(
                 "tuning",
                 "Tuning",
-                "accuracy on held-out training images, labels as given, %; ring: chosen",
+                "accuracy on held-out training images, labels as given, %; ring: chosen"
+                if named.accuracy
+                else f"{named.title.lower()} on held-out training samples; ring: chosen",
                 "Held-out accuracy by radius for each method",
                 wide=True,
             )
@@ -202,17 +205,20 @@ def _curves(lines: Iterable[Line]) -> list[tuple[str, str]]:
         name for line in lines for row in line.rows.values() for name in _names([row])
     )
     over = [("accuracy", "epoch"), ("accuracy", "passes"), ("train_accuracy", "epoch")]
-    return [*over, *((name, "epoch") for name in names if name not in dict(over))] if names else []
+    over = [(name, x) for name, x in over if name in names]
+    return [*over, *((name, "epoch") for name in names if name not in dict(over))]
 
 
-def _curve(name: str, x: str) -> Figure:
+def _curve(name: str, x: str, measured: Heading) -> Figure:
     title, unit = _TITLES.get(name) or _recorded(name)
+    if name == "accuracy" and measured.metric:
+        title, unit = measured.title, measured.unit
     over = "gradient cost" if x == "passes" else "epoch"
     cost = "; in passes over the training images" if x == "passes" else ""
     return Figure(
         "curve",
         f"{title} by {over}",
-        f"{unit}; band: ± sd{cost}",
+        f"{unit}; band: ± sd{cost}".removeprefix("; "),
         f"{title} of each method by {over}",
         curve=name,
         x=x,
@@ -231,9 +237,11 @@ def _names(rows: Sequence[Row]) -> list[str]:
     """Of the curves that all rows have."""
     recorded = [{name for name, values in row.observed.items() if values} for row in rows]
     observed = [name for name in rows[0].observed if all(name in names for names in recorded)]
-    own = ["accuracy", "train_accuracy", "loss", *(f"observed:{name}" for name in observed)]
     looked_at = [name for name in EACH_EPOCH if all(row.analysed.get(name) for row in rows)]
-    return [*own, *(f"analysis:{name}" for name in looked_at)]
+    fit = any(math.isfinite(value) for row in rows for value in row.curves.train_accuracy)
+    counted = ["train_accuracy"] if fit else []  # not where there are no answers to count
+    recorded = [*(f"observed:{name}" for name in observed), *(f"analysis:{n}" for n in looked_at)]
+    return ["accuracy", *counted, "loss", *recorded]
 
 
 def _band(name: str, rows: Sequence[Row]) -> dict[str, Any]:
@@ -279,7 +287,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _known(values: Sequence[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
+    return [value for value in values if value is not None and math.isfinite(value)]
 
 
 def _spread(value: Spread) -> dict[str, Any]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+from flatmin.training import losses, own
 
 
 @dataclass(frozen=True)
@@ -13,14 +16,22 @@ class Heading:
     Fields:
         title, unit: for people to read.
         digits: behind the point.
-        accuracy: whether it is a share of images that are given their label, by which methods are
-            ranked: higher is better.
+        accuracy: whether it is a share of images that are given their label.
+        metric: whether it is a metric of the user's own.
+        lower: whether less of it is better.
     """
 
     title: str
     unit: str = ""
     digits: int = 1
     accuracy: bool = False
+    metric: bool = False
+    lower: bool = False
+
+    @property
+    def ranks(self) -> bool:
+        """Whether methods are ranked by it."""
+        return self.accuracy or self.metric
 
 
 _HEADINGS: Mapping[str, Heading] = {
@@ -68,4 +79,12 @@ def heading(measure: str) -> Heading:
         return Heading(sign + number.translate(_BELOW), "at the end", 2)
     if kind in ("observed", "analysis"):
         return Heading(name.replace("-", " ").capitalize(), "of the last", 3)
-    return Heading(measure, "%", accuracy=True)
+    if kind == "metric":
+        lower = losses.lower_is_better(name)
+        return Heading(_titled(name), "less is better" if lower else "", 3, False, True, lower)
+    title = Path(measure).name if "/" in measure else measure
+    return Heading(title, "%", accuracy=True)
+
+
+def _titled(metric: str) -> str:
+    return f"Test {own.title(losses.metric_name(metric)).replace('_', ' ')}"

@@ -44,6 +44,11 @@ class PaperTable:
         other = self._titled(over)
         return None if other is None or other is line else self.summary.lead(line, other)
 
+    def gap(self, line: Line, over: str) -> Difference | None:
+        """What a method has more than the one with the title `over`; None for itself."""
+        other = self._titled(over)
+        return None if other is None or other is line else self.summary.gap(line, other)
+
     def lead_in_paper(self, line: Line, over: str) -> float | None:
         """The same between the means that the paper prints; None unless it prints both."""
         other = self.printed.get((over, line.measure))

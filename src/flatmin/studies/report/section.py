@@ -26,6 +26,7 @@ from flatmin.studies.report.tables import Layout, Table
 from flatmin.studies.store import files
 from flatmin.studies.store.row import Row
 from flatmin.studies.store.store import Failed
+from flatmin.training import losses, own
 
 _SHOWN = 6
 """Remarks of one kind before the rest is counted."""
@@ -114,11 +115,11 @@ def of_summary(
 ) -> Section:
     """A comparison whose table is made already."""
     layout = Layout(
-        measures=("accuracy",),
+        measures=(comparison.measure, *comparison.examine),
         axes=(),
         first=found.first,
         sam=None,
-        costs=tuple(name for name in tables.COSTS if name != "passes"),
+        costs=_costs(comparison),
         comparable=False,
         runs=False,
         rho="tuned" if comparison.tune else "given" if comparison.rho else "default",
@@ -128,7 +129,7 @@ def of_summary(
     return Section(
         group="compare",
         source="",
-        name=f"compare {comparison.data}",
+        name=f"compare {own.title(comparison.data)}",
         scale="",
         shows="",
         title=_subject(comparison),
@@ -140,28 +141,67 @@ def of_summary(
         methods=titles,
         axes={},
         table=tables.table(layout, blocks),
-        figures=figures.figures(blocks, {}, "accuracy", found.first, comparable=False),
-        data=figures.data(blocks, {}, titles, "accuracy", found.first, comparable=False),
+        figures=figures.figures(blocks, {}, comparison.measure, found.first, comparable=False),
+        data=figures.data(blocks, {}, titles, comparison.measure, found.first, comparable=False),
         paper=False,
-        tuned=comparison.tune is not None,
+        tuned=bool(comparison.tune),
         command=command(comparison),
-        settings=[*_fields(comparison.model_dump()), *_provenance(rows)],
+        settings=[*_fields(_asked(comparison)), *_provenance(rows)],
     )
 
 
 def command(comparison: Comparison) -> str:
-    """The command line that asks for `comparison`, with nothing left to defaults."""
+    """The command line that asks for `comparison`, with nothing left to defaults.
+
+    Objects have no words there: what they are called stands in a comment.
+    """
+    objects = [name for name in comparison.brought.values() if own.is_object(name)]
+    if objects:
+        return f"flatmin.compare(…)  # {', '.join(objects)}"
     words = ["flatmin", "compare"]
-    for name, value in comparison.model_dump(exclude={"momentum", "augment"}).items():
-        if value is None or (name == "tuning_seeds" and not comparison.tune):
+    for name, value in _asked(comparison).items():
+        if value is None or name == "augment" or (name == "tuning_seeds" and not comparison.tune):
             continue
-        words += [f"--{name.replace('_', '-')}", files.as_typed(value)]
+        words += _words(name, value)
     return shlex.join(words if comparison.augment else [*words, "--no-augment"])
+
+
+def _asked(comparison: Comparison) -> dict[str, Any]:
+    """The fields of a comparison, without those that are at a default which nobody changes."""
+    usual = Comparison.model_fields
+    always = ("data", "methods", "model", "noise", "epochs", "batch", "lr", "weight_decay", "rho")
+    always += ("tune", "tuning_seeds", "seeds", "limit", "fraction", "augment")
+    return {
+        name: value
+        for name, value in comparison.model_dump(exclude={"radii"}).items()
+        if value != () and (name in always or value != usual[name].default)
+    }
+
+
+def _words(name: str, value: Any) -> list[str]:
+    """A field as flags."""
+    if name == "options":
+        every = [
+            (m, option, each) for m, options in value.items() for option, each in options.items()
+        ]
+        return [word for m, option, each in every for word in ("--option", f"{m}.{option}={each}")]
+    if name == "base_options":
+        return [
+            word for option, each in value.items() for word in ("--base-option", f"{option}={each}")
+        ]
+    return [f"--{name.replace('_', '-')}", files.as_typed(value)]
+
+
+def _costs(comparison: Comparison) -> tuple[str, ...]:
+    """Without passes; and without the fit where there are no right answers."""
+    left_out = ("passes", *(["train_accuracy"] if comparison.metric != losses.ACCURACY else []))
+    return tuple(name for name in tables.COSTS if name not in left_out)
 
 
 def _subject(comparison: Comparison) -> str:
     share = "" if comparison.noise == "0" else f", label noise {comparison.noise}"
-    return f"{comparison.data}{share}: {comparison.model}, {comparison.epochs} epochs"
+    data, model = own.title(comparison.data), own.title(comparison.model)
+    return f"{data}{share}: {model}, {comparison.epochs} epochs"
 
 
 # Recipes --------------------------------------------------------------------------------------

@@ -11,10 +11,10 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from flatmin import methods
 from flatmin.studies.plan.tuning import Plan, progress_of
 from flatmin.studies.store.files import finite
 from flatmin.studies.store.store import Running, Store
+from flatmin.training import own
 from flatmin.training.loop import Training
 
 
@@ -125,7 +125,7 @@ def described(training: Training) -> str:
     """`SAM ρ 0.05 seed 1`."""
     rho = "" if training.rho is None else f" ρ {training.rho:g}"
     purpose = f"tuning {-training.seed}" if training.holdout else f"seed {training.seed}"
-    return f"{methods.find(training.method).title}{rho} {purpose}"
+    return f"{own.method_title(training.method)}{rho} {purpose}"
 
 
 def shown(status: Status) -> RenderableType:
@@ -176,7 +176,7 @@ def _by_method(status: Status) -> Table:
     table = _table("method", "done", "at work", "waiting", "failed")
     for count in status.methods:
         numbers = (count.done, count.running, count.waiting, count.failed)
-        table.add_row(methods.find(count.method).title, *map(str, numbers))
+        table.add_row(own.method_title(count.method), *map(str, numbers))
     return table
 
 

@@ -282,7 +282,7 @@ class _AtHand:
         key = (*seen, training.holdout, training.batch)
         if key not in self._batches:
             parts = run_data.sample(self._images).parts(min(training.batch, self._images))
-            self._batches[key] = [(part.images, part.labels) for part in parts]
+            self._batches[key] = [(part.inputs, part.targets) for part in parts]
         return model, self._batches[key]
 
     def _training(self, found: _Weights) -> Training:

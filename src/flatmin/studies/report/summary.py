@@ -25,7 +25,8 @@ from flatmin.studies.report.statistics import (
 )
 from flatmin.studies.store.row import Row
 from flatmin.studies.store.store import Failed
-from flatmin.training import Training
+from flatmin.training import Training, own
+from flatmin.training.losses import lower_is_better
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Summary:
     def ranked(self) -> list[Line]:
         """The methods that take part in verdicts, best first."""
         ranked = [line for line in self.lines if line.ranked]
-        return sorted(ranked, key=lambda line: -line.value.mean)
+        return sorted(ranked, key=_worth, reverse=True)
 
     @property
     def left_out(self) -> list[Line]:
@@ -143,7 +144,17 @@ class Summary:
     @property
     def best(self) -> Line:
         """The leader; of methods that all fail to be ranked, the one with the highest mean."""
-        return next(iter(self.ranked), max(self.lines, key=lambda line: _finite(line.value.mean)))
+        return next(iter(self.ranked), max(self.lines, key=_worth))
+
+    @property
+    def digits(self) -> int:
+        """Behind the point of what was measured; four that say something of an own metric."""
+        means = [abs(line.value.mean) for line in self.lines if math.isfinite(line.value.mean)]
+        shown = heading(self.lines[0].measure) if self.lines else heading("accuracy")
+        if not shown.metric:
+            return shown.digits
+        largest = max(means, default=0.0)
+        return max(0, 3 - math.floor(math.log10(largest))) if largest else shown.digits
 
     @property
     def rivals(self) -> list[Line]:
@@ -168,7 +179,7 @@ class Summary:
 
     def rank(self, line: Line) -> str:
         """For the leader "best", "level" for what the seeds do not tell from it, or empty."""
-        if not (heading(line.measure).accuracy and self.repeated and line.ranked):
+        if not (heading(line.measure).ranks and self.repeated and line.ranked):
             return ""
         if line is self.best:
             return "best"
@@ -178,8 +189,13 @@ class Summary:
         """How much better `line` is than another one, over their shared seeds, in points."""
         if line.ranked and over.ranked:
             return self.comparisons.lead(line.title, over.title)
-        alone = paired(line.by_seed, over.by_seed)
+        alone = paired(_signed(line), _signed(over))
         return replace(alone, low=math.nan, high=math.nan)  # no claim is made about these
+
+    def gap(self, line: Line, over: Line) -> Difference:
+        """What `line` has more than another one, better or not."""
+        lead = self.lead(line, over)
+        return -lead if heading(line.measure).lower else lead
 
 
 @dataclass(frozen=True)
@@ -222,7 +238,7 @@ def of_comparison(
         for failure in failures
     )
     tuned_methods = {_named(name): comparison.tuned(name) for name in comparison.methods}
-    return of_tuned_methods(tuned_methods, rows, missing=missing)
+    return of_tuned_methods(tuned_methods, rows, comparison.measure, missing)
 
 
 def of_tuned_methods(
@@ -241,7 +257,7 @@ def of_tuned_methods(
         _line(title, tuned_methods[title], by_seed, measure, common, rows)
         for title, by_seed in found.items()
     ]
-    ranked = {line.title: line.by_seed for line in lines if line.ranked}
+    ranked = {line.title: _signed(line) for line in lines if line.ranked}
     comparisons = Comparisons(ranked, _images(every, measure))
     summary = Summary(tuple(lines), first, common, missing, comparisons)
     start = next((line for line in lines if line.title == first), None)
@@ -250,7 +266,7 @@ def of_tuned_methods(
     return replace(
         summary,
         lines=tuple(
-            line if line is start else replace(line, difference=summary.lead(line, start))
+            line if line is start else replace(line, difference=summary.gap(line, start))
             for line in lines
         ),
     )
@@ -270,15 +286,15 @@ def _verdict(summary: Summary) -> Verdict:
         return Verdict("Nothing to rank", "Too few runs have learned anything.")
     if len(summary.ranked) == 1:
         return Verdict(
-            f"{best.title} reaches {_mean(best)}", "There is no other method to compare it with."
+            f"{best.title} reaches {_mean(summary)}", "There is no other method to compare it with."
         )
     if not summary.repeated:
         return Verdict(
-            f"Too few runs to tell: {best.title} has the highest accuracy, {_mean(best)}", FEW
+            f"Too few runs to tell: {best.title} has the {_best(best)}, {_mean(summary)}", FEW
         )
     if not rivals:
         return Verdict(
-            f"{best.title} wins: {_mean(best)} on average over {seeds} seeds",
+            f"{best.title} wins: {_mean(summary)} on average over {seeds} seeds",
             f"It is {_ahead(summary, _ends(beaten))}.",
         )
     headline = (
@@ -289,9 +305,23 @@ def _verdict(summary: Summary) -> Verdict:
     )
     return Verdict(
         headline,
-        f"{best.title} has the highest mean accuracy, {_mean(best)}; it is "
+        f"{best.title} has the {_best(best, 'mean ')}, {_mean(summary)}; it is "
         f"{_ahead(summary, [*rivals[:1], *_ends(beaten)])}.",
     )
+
+
+def _rate_edges(comparison: Comparison, summary: Summary) -> Iterable[str]:
+    """A remark on learning rates that were chosen at the edge of what was tried."""
+    edges: list[str] = []
+    for line in summary.lines:
+        rates = comparison.rates(line.method)
+        if len(rates) > 1 and line.tuned.get("lr") in (rates[0], rates[-1]):
+            edges.append(f"{line.title} ({line.tuned['lr']:g})")
+    if edges:
+        yield (
+            f"The chosen learning rate is at the edge of what was tried for {text.listing(edges)}: "
+            f"a better one may lie beyond. Give a wider grid by --lr."
+        )
 
 
 def remarks(comparison: Comparison, summary: Summary) -> list[str]:
@@ -305,6 +335,7 @@ def remarks(comparison: Comparison, summary: Summary) -> list[str]:
             f"The chosen radius is at the edge of what was tried for {text.listing(edges)}: a "
             f"better one may lie beyond. Give a wider grid by --rho."
         )
+    found += _rate_edges(comparison, summary)
     leaders = [summary.best, *summary.rivals]
     cheapest = min(leaders, key=lambda line: line.ratio)
     if summary.repeated and len(leaders) > 1 and cheapest.ratio < 0.95 * summary.best.ratio:
@@ -352,7 +383,7 @@ def _line(
         title=title,
         asked=tuned.seeds,
         finished=finished,
-        rho=chosen.rho if chosen.rho is not None else methods.find(chosen.method).rho or None,
+        rho=_radius(chosen),
         edge=len(judged) > 1 and chosen.rho in (min(judged), max(judged)),
         tuned=_tuned(tuned, chosen),
         judged=judged,
@@ -368,7 +399,11 @@ def _line(
 def _tuned(tuned: TunedMethod, chosen: Training) -> dict[str, float | str | int]:
     """The options that differ among the candidates, as chosen."""
     tried = [dict(candidate.options) for candidate in tuned.candidates]
-    return {
+    rates = {candidate.lr for candidate in tuned.candidates}
+    rate: dict[str, float | str | int] = {}
+    if len(rates) > 1 and chosen.lr is not None:
+        rate = {"lr": chosen.lr}
+    return rate | {
         name: value
         for name, value in chosen.options
         if len({options.get(name) for options in tried}) > 1
@@ -377,31 +412,61 @@ def _tuned(tuned: TunedMethod, chosen: Training) -> dict[str, float | str | int]
 
 def _judged(tuned: TunedMethod, rows: Mapping[str, Row]) -> dict[float, float]:
     best: dict[float, float] = {}
+    pick = min if lower_is_better(tuned.usual.metric) else max
     for candidate, accuracy in tuned.judged(rows).items():
         rho = candidate.rho
         if rho is not None:
-            best[rho] = max(accuracy, best.get(rho, accuracy))
+            best[rho] = pick(accuracy, best.get(rho, accuracy))
     return dict(sorted(best.items()))
 
 
-def _finite(mean: float) -> float:
-    """For ranking: what was not measured comes last."""
-    return mean if math.isfinite(mean) else -math.inf
+def _radius(chosen: Training) -> float | None:
+    if chosen.rho is not None or own.is_own(chosen.method):
+        return chosen.rho
+    return methods.find(chosen.method).rho or None
+
+
+def _worth(line: Line) -> float:
+    """For ranking: more is better, and what was not measured comes last."""
+    mean = line.value.mean
+    return _sign(line) * mean if math.isfinite(mean) else -math.inf
+
+
+def _signed(line: Line) -> dict[int, float]:
+    """What was measured, seed by seed, so that more is better."""
+    return {seed: _sign(line) * value for seed, value in line.by_seed.items()}
+
+
+def _sign(line: Line) -> int:
+    return -1 if heading(line.measure).lower else 1
 
 
 def _named(method: str) -> str:
-    return methods.find(method).title
+    return own.method_title(method)
 
 
-def _mean(line: Line) -> str:
-    return f"{line.value.mean:.1f} %"
+def _mean(summary: Summary) -> str:
+    """Of the best method, with its unit."""
+    mean = text.number(summary.best.value.mean, summary.digits)
+    return mean if heading(summary.best.measure).metric else f"{mean} %"
+
+
+def _best(line: Line, mean: str = "") -> str:
+    """`highest mean accuracy`, or what is best by a user's own metric."""
+    shown = heading(line.measure)
+    most = "lowest" if shown.lower else "highest"
+    return f"{most} {mean}{shown.title.lower() if shown.metric else 'accuracy'}"
 
 
 def _ahead(summary: Summary, others: Sequence[Line]) -> str:
     best = summary.best
-    return text.listing(
-        [f"{text.points(summary.lead(best, line))} ahead of {line.title}" for line in others]
-    )
+    own_metric = heading(best.measure).metric
+
+    def by(line: Line) -> str:
+        lead = summary.lead(best, line)
+        return text.interval(lead, summary.digits) if own_metric else text.points(lead)
+
+    return text.listing([f"{by(line)} ahead of {line.title}" for line in others])
 
 
 def _left_out(line: Line) -> str:

@@ -108,7 +108,7 @@ class Layout:
     @property
     def equal_cost(self) -> bool:
         """Whether there are methods to compare at equal gradient cost."""
-        return self.first is not None and heading(self.measures[0]).accuracy
+        return self.first is not None and heading(self.measures[0]).ranks
 
     @property
     def further(self) -> tuple[str, ...]:
@@ -141,7 +141,7 @@ def _columns(layout: Layout, costs: Sequence[float]) -> Iterable[Column]:
     first = heading(layout.measures[0])
     points = "points, 95 % interval" if first.accuracy else "95 % interval"
     yield Column("Method")
-    yield Column(first.title, f"{first.unit}, mean ± sd")
+    yield Column(first.title, ", ".join(filter(None, [first.unit, "mean ± sd"])))
     if layout.runs:
         yield Column("Runs")
     if layout.comparable:
@@ -151,7 +151,9 @@ def _columns(layout: Layout, costs: Sequence[float]) -> Iterable[Column]:
     if layout.equal_cost:
         known = sorted({f"{cost:.0f}" for cost in costs if math.isfinite(cost)}, key=float)
         after = known[0] if len(known) == 1 else " to ".join((*known[:1], *known[-1:]))
-        yield Column("At equal cost", f"%, after {after} passes" if known else "%")
+        unit = "%" if first.accuracy else ""
+        said = f"after {after} passes" if known else ""
+        yield Column("At equal cost", ", ".join(filter(None, [unit, said])))
     for measure in layout.further:
         yield _column(measure)
     yield Column("ρ", layout.rho)
@@ -175,7 +177,7 @@ def _entry(layout: Layout, block: PaperTable, line: Line) -> Entry:
 
 def _cells(layout: Layout, block: PaperTable, line: Line) -> Iterable[TableCell]:
     printed = block.paper(line)
-    digits = heading(line.measure).digits
+    digits = block.summary.digits
     mark = APART if line in block.summary.apart else ""
     value = text.spread(line.value, digits) + mark
     yield TableCell(value, text.printed(printed) if printed else "")
@@ -185,13 +187,13 @@ def _cells(layout: Layout, block: PaperTable, line: Line) -> Iterable[TableCell]
     if layout.comparable:
         yield TableCell(text.signed(line.value.mean - printed.mean, digits) if printed else "")
     for other in layout.others:
-        lead, theirs = block.lead(line, other), block.lead_in_paper(line, other)
+        gap, theirs = block.gap(line, other), block.lead_in_paper(line, other)
         yield TableCell(
-            text.difference(lead) if lead else "",
+            text.difference(gap, digits) if gap else "",
             "" if theirs is None else text.signed(theirs),
         )
     if layout.equal_cost:
-        yield TableCell(text.spread(line.at_equal_cost))
+        yield TableCell(text.spread(line.at_equal_cost, digits))
     for measure in layout.further:
         yield _measured(layout, block, line, measure)
     yield TableCell(_radius(line))

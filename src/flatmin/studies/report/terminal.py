@@ -28,6 +28,7 @@ from flatmin.studies.plan.tuning import Progress
 from flatmin.studies.report import comparison as report
 from flatmin.studies.report import paper as tables
 from flatmin.studies.report import text
+from flatmin.studies.report.measures import heading
 from flatmin.studies.report.status import described, duration
 from flatmin.studies.report.summary import Line, Summary, remarks, verdict
 from flatmin.studies.store.store import Failed, Store
@@ -106,14 +107,18 @@ def failed(failure: Failed) -> str:
     return f"failed: {described(failure.training)}: {failure.reason}"
 
 
-def print_comparison(outcome: Outcome, summary: Summary, page: Path) -> None:
+def print_comparison(
+    outcome: Outcome, summary: Summary, page: Path | None, console: Console | None = None
+) -> None:
     """Print the table, the verdict and where the report is."""
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console = console or Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     results: Columns = {
-        "accuracy %": lambda line: _accuracy(summary, line),
-        f"difference (95 %)\nto {summary.first}": _difference,
-        "at equal\ncost": lambda line: text.spread(line.at_equal_cost),
+        _measured(outcome): lambda line: _accuracy(summary, line),
+        **{f"{Path(name).name} %": _examined(name) for name in outcome.comparison.examine},
+        f"difference (95 %)\nto {summary.first}": lambda line: _difference(summary, line),
+        "at equal\ncost": lambda line: text.spread(line.at_equal_cost, summary.digits),
         "rho": _rho,
+        **({"lr": _rate} if "lr" in outcome.comparison.tune else {}),
     }
     costs: Columns = {
         "gradients\na step": lambda line: text.number(line.ratio),
@@ -131,7 +136,8 @@ def print_comparison(outcome: Outcome, summary: Summary, page: Path) -> None:
     console.print(f"\n{verdict(summary)}", markup=False)
     for remark in remarks(outcome.comparison, summary):
         console.print(f"• {remark}", markup=False)
-    console.print(f"\n{page}", markup=False, soft_wrap=True)
+    if page is not None:
+        console.print(f"\n{page}", markup=False, soft_wrap=True)
 
 
 def print_recipe(plan: ScaledRecipe, store: Store, page: Path) -> None:
@@ -186,11 +192,25 @@ def _table(summary: Summary, columns: Columns) -> Table:
 
 def _accuracy(summary: Summary, line: Line) -> str:
     marks = ("†" if line in summary.apart else "") + ("!" if line.troubles else "")
-    return text.spread(line.value) + marks
+    return text.spread(line.value, summary.digits) + marks
 
 
-def _difference(line: Line) -> str:
-    return "" if line.difference is None else text.difference(line.difference)
+def _measured(outcome: Outcome) -> str:
+    """What stands above what was measured."""
+    shown = heading(outcome.comparison.measure)
+    return "accuracy %" if shown.accuracy else shown.title.lower()
+
+
+def _examined(name: str) -> Callable[[Line], str]:
+    return lambda line: text.spread(line.spread(name))
+
+
+def _difference(summary: Summary, line: Line) -> str:
+    return "" if line.difference is None else text.difference(line.difference, summary.digits)
+
+
+def _rate(line: Line) -> str:
+    return f"{line.tuned['lr']:g}" if "lr" in line.tuned else "–"
 
 
 def _rho(line: Line) -> str:

@@ -26,11 +26,11 @@ def spread(value: Spread, digits: int = 1) -> str:
     return f"{number(value.mean, digits)} ± {number(value.sd, digits)}"
 
 
-def difference(value: Difference | None) -> str:
+def difference(value: Difference | None, digits: int = 1) -> str:
     """`+3.1 [2.4, 3.8]`; a dash where there is none."""
     if value is None or not value.n:
         return "–"
-    return ("+" if value.mean > 0 else "") + interval(value)
+    return ("+" if value.mean > 0 else "") + interval(value, digits)
 
 
 def signed(value: float | None, digits: int = 1) -> str:
@@ -47,15 +47,15 @@ def printed(value: Printed | None) -> str:
     return mean if value.sd is None else f"{mean} ± {value.sd:g}"
 
 
-def interval(value: Difference) -> str:
+def interval(value: Difference, digits: int = 1) -> str:
     """`3.1 [2.4, 3.8]`; the mean alone where there is no interval.
 
     An end that is not zero does not read as zero: all three get more digits until its sign shows.
     """
     if not math.isfinite(value.low):
-        return number(value.mean, 1)
+        return number(value.mean, digits)
     ends = value.low, value.high
-    digits = max(map(_digits, ends))
+    digits = max(digits, *map(_digits, ends))
     low, high = (number(end, digits) for end in ends)
     return f"{number(value.mean, digits)} [{low}, {high}]"
 

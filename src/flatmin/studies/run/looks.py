@@ -155,7 +155,7 @@ class CellAnalysis:
             size = min(size, some)
             batches = -(-some // size)
         found = self._data.plain_batches(batches, size)
-        return [(batch.images, batch.labels) for batch in found]
+        return [(batch.inputs, batch.targets) for batch in found]
 
     def _noise(self, batches: int | None = None) -> analysis.GradientNoise:
         data = self._images(self._learner.training.batch, batches)

@@ -11,12 +11,12 @@ import random
 import threading
 import time
 import traceback
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Protocol
 
-from flatmin.studies.plan.tuning import Plan
+from flatmin.studies.plan.tuning import Plan, Progress, progress_of
 from flatmin.studies.store.database import ClaimLost
 from flatmin.studies.store.owner import ProcessIdentity
 from flatmin.studies.store.row import Row
@@ -48,9 +48,16 @@ class CellTrainer(Protocol):
 
 
 def work(
-    store: Store, plan: Plan, trainer: CellTrainer, *, patience: float = SILENCE_SECONDS
+    store: Store,
+    plan: Plan,
+    trainer: CellTrainer,
+    *,
+    patience: float = SILENCE_SECONDS,
+    tick: Callable[[Store, Progress], None] | None = None,
 ) -> None:
     """Do what there is to do, until every cell of the plan has its row or has been given up.
+
+    `tick` is called after each cell with the store, and how far it is.
 
     Waits for the cells that others work on, since one of them may die. Raises InputError where
     going on makes no sense: the database is gone, the disk is full, another machine writes to the
@@ -69,6 +76,9 @@ def work(
                 queue.taken(claim is not None)
                 if claim is not None:
                     _do(claim, trainer, heartbeat)
+                    if tick is not None:
+                        store.refresh()
+                        tick(store, progress_of(plan, store))
             elif store.running:  # and may be left behind, or decide what tuning asks for next
                 wait.on()
             else:

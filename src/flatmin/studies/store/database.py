@@ -321,15 +321,24 @@ def _of_this_version(found: int, location: StudyLocation) -> None:
         )
 
 
-def same(ours: Mapping[str, Any], theirs: Mapping[str, Any], location: StudyLocation) -> None:
+def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """The keys in which two identities differ."""
+    return [key for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]
+
+
+def same(
+    ours: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    location: StudyLocation,
+    differing: Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]] = differing,
+) -> None:
     """Raise InputError, with what differs, unless two identities are one."""
-    differing = [
+    said = [
         f"{key} {files.as_typed(theirs.get(key))} there, {files.as_typed(ours.get(key))} here"
-        for key in dict.fromkeys([*ours, *theirs])
-        if ours.get(key) != theirs.get(key)
+        for key in differing(ours, theirs)
     ]
-    if differing:
+    if said:
         raise InputError(
-            f"{location} holds the results of another configuration ({'; '.join(differing)}): "
+            f"{location} holds the results of another configuration ({'; '.join(said)}): "
             f"give another --out, or remove that folder"
         )

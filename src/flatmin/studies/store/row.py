@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from flatmin.studies.store import provenance
 from flatmin.studies.store.files import finite
 from flatmin.training.loop import Epoch, Run
+
+
+def _number(value: Any) -> Any:
+    """JSON has no nan."""
+    return math.nan if value is None else value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+"""nan where it was not finite."""
 
 
 class Curves(BaseModel):
@@ -18,8 +28,8 @@ class Curves(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     loss: list[float | None]
-    train_accuracy: list[float]
-    accuracy: list[float]
+    train_accuracy: list[Number]
+    accuracy: list[Number]
     passes: list[float]
     seconds: list[float]
 
@@ -30,7 +40,8 @@ class Row(BaseModel):
     Fields:
         key: hash of `training`.
         training: everything that determined the run, as in `flatmin.training.Training`.
-        accuracy: in % after the last epoch, on the test images or on the held-out ones.
+        accuracy: in % after the last epoch, on the test images or on the held-out ones; or the
+            metric of the run, nan where a model has diverged.
         examined: accuracy in % on further sets, by their names in `training.examine`.
         observed: what was recorded along the run, by the names in `training.observe`.
         analysed: what was looked at beside it, by the names that its `training.analysis` gives.
@@ -54,7 +65,7 @@ class Row(BaseModel):
 
     key: str
     training: dict[str, Any]
-    accuracy: float
+    accuracy: Number
     examined: dict[str, float | None] = {}
     observed: dict[str, list[float | None]] = {}
     analysed: dict[str, list[float | None]] = {}

@@ -11,8 +11,9 @@ notices; its key is then free, and an owner that was only slow finds that it has
 from __future__ import annotations
 
 import json
+import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -116,10 +117,13 @@ class Store:
         plan: Mapping[str, Any] | None = None,
         *,
         allow_mixed: bool = False,
+        differing: Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]] = database.differing,
     ) -> Store:
         """The store at `location`, made if need be; with its rows if it has the same `identity`.
 
-        `plan` is what a worker elsewhere needs to know which cells there are. Raises InputError if
+        `differing` names what of two identities, ours and the one that is there, must agree and
+        does not. `plan` is what a worker elsewhere needs to know which cells there are. Raises
+        InputError if
         the database cannot be written, is none of ours, of another version of it, of another
         identity (the message names the keys that differ) or, unless `allow_mixed`, of other code.
         """
@@ -138,8 +142,10 @@ class Store:
             else:
                 database.prepare_server(location, content)
         store = cls.join(location, allow_mixed=allow_mixed)
-        database.same(ours, store.identity, location)
-        store._describe(content["plan"])
+        database.same(ours, store.identity, location, differing)
+        store._describe("plan", content["plan"])
+        store._describe("identity", {**store.identity, **ours})
+        store.identity = store._attributes["identity"]
         return store
 
     @classmethod
@@ -172,12 +178,12 @@ class Store:
         """As given to `open`."""
         return self._attributes["plan"]
 
-    def _describe(self, plan: Any) -> None:
-        """Keep how the plan is described by now: titles may change while its runs stay."""
-        if plan is not None and plan != self.plan:
+    def _describe(self, what: str, content: Any) -> None:
+        """Keep how the plan, or the identity, is described by now: it may grow while rows stay."""
+        if content is not None and content != self._attributes[what]:
             with database.told(self.location):
-                self._storage.set_study_user_attr(self._study, "plan", plan)
-            self._attributes["plan"] = plan
+                self._storage.set_study_user_attr(self._study, what, content)
+            self._attributes[what] = content
 
     def refresh(self) -> None:
         """Learn what has happened since the last time."""
@@ -262,15 +268,16 @@ class Store:
         with database.told(self.location), database.unless_lost():
             trial = self._trial(number)
             self._storage.set_trial_user_attr(trial, "pulse", finite(asdict(progress)))
-            if progress.accuracy is not None:
+            if progress.accuracy is not None and math.isfinite(progress.accuracy):
                 self._storage.set_trial_intermediate_value(trial, progress.epoch, progress.accuracy)
 
     def keep(self, number: int, row: Row) -> None:
         """Finish a trial by its row; raises ClaimLost if the cell is somebody else's."""
         with database.told(self.location), database.unless_lost():
             trial = self._trial(number)
-            self._storage.set_trial_user_attr(trial, "row", row.model_dump())
-            self._storage.set_trial_state_values(trial, TrialState.COMPLETE, [row.accuracy])
+            self._storage.set_trial_user_attr(trial, "row", finite(row.model_dump()))
+            values = [row.accuracy] if math.isfinite(row.accuracy) else None
+            self._storage.set_trial_state_values(trial, TrialState.COMPLETE, values)
 
     def export(self, **more: Any) -> Path:
         """Write everything to `results.json`; `more` goes beside identity, plan and rows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, cast
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flatmin.training import models
+from flatmin.training import models, own
 from flatmin.training.data import noise
 from flatmin.training.data.augmentation import Augmentation, Images, moments
 from flatmin.training.data.images import ImageData, others, stratified
@@ -25,31 +25,32 @@ from flatmin.training.settings import Training
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images of one step, as this rank sees them.
+    """Samples of one step, as this rank sees them.
 
     Fields:
-        images: normalised, float (b, channels, size, size).
-        labels: as given, int64 (b,).
+        inputs: images, normalised, float (b, channels, size, size); of a user's own data whatever
+            the model takes, tensors or nested ones, with the samples along the first dimension.
+        targets: labels as given, int64 (b,); of a user's own data whatever the loss takes.
         wrong: where noise has moved the label, bool (b,).
     """
 
-    images: Tensor
-    labels: Tensor
+    inputs: Any
+    targets: Any
     wrong: Tensor
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.wrong)
 
     def at(self, rows: Tensor | slice | None) -> Batch:
-        """Some of the images; all of them for None."""
-        return (
-            self if rows is None else Batch(self.images[rows], self.labels[rows], self.wrong[rows])
-        )
+        """Some of the samples; all of them for None."""
+        if rows is None:
+            return self
+        return Batch(*changed((self.inputs, self.targets, self.wrong), lambda each: each[rows]))
 
     def with_others(self, others: Batch) -> Batch:
         """These images, and behind them those of another batch."""
-        mine = (self.images, self.labels, self.wrong)
-        theirs = (others.images, others.labels, others.wrong)
+        mine = (self.inputs, self.targets, self.wrong)
+        theirs = (others.inputs, others.targets, others.wrong)
         return Batch(*(torch.cat(pair) for pair in zip(mine, theirs, strict=True)))
 
     def parts(self, size: int) -> Iterator[Batch]:
@@ -59,6 +60,24 @@ class Batch:
             return
         for rows in torch.arange(len(self)).tensor_split(-(-len(self) // size)):
             yield self.at(slice(int(rows[0]), int(rows[-1]) + 1))
+
+
+def changed(content: Any, change: Callable[[Tensor], Any]) -> Any:
+    """Nested tuples, lists and mappings with every tensor in them changed."""
+    if isinstance(content, Tensor):
+        return change(content)
+    if isinstance(content, Mapping):
+        items = cast("Mapping[Any, Any]", content).items()
+        return {name: changed(each, change) for name, each in items}
+    if isinstance(content, list | tuple):
+        several = cast("Any", content)
+        parts = [changed(each, change) for each in several]
+        if hasattr(several, "_fields"):  # a named tuple
+            return type(several)(*parts)
+        return parts if isinstance(content, list) else tuple(parts)
+    if callable(getattr(content, "to", None)) and hasattr(content, "items"):  # as transformers has
+        return changed(dict(content.items()), change)
+    return content
 
 
 class ImageSet:
@@ -126,6 +145,14 @@ class ImageSet:
     def draw(self, rows: Tensor, source: torch.Generator, part: slice) -> Batch:
         """A `part` of the images `rows` (b,), augmented; all draw the same numbers."""
         return self._batch(self._images.draw(rows, source, part), rows[part])
+
+    def each(self, parts: Sequence[Tensor]) -> Iterator[Batch]:
+        """The images of each part of the rows, as they are."""
+        for at, rows in enumerate(parts):
+            # Streamed images are decoded while the model is at work, two batches ahead.
+            for coming in parts[at + 1 : at + 3]:
+                self.expect(coming)
+            yield self.plain(rows)
 
     def expect(self, rows: Tensor) -> None:
         """Begin to decode the images `rows`, if they are streamed: they will be asked for."""
@@ -279,7 +306,7 @@ class RunData:
         self._moments = _moments(training, data)
         self._group = group
         self._training = training
-        kept, held = _parted(training, labels)
+        kept, held = split_rows(training, len(labels), labels)
         if not torch.isin(data.test_labels, data.train_labels).any():
             raise InputError(
                 f"no class of the test images of {data.name} is among those of its training "
@@ -300,13 +327,8 @@ class RunData:
             if held is None
             else self.set(data.train_images[held], labels[held], margin=data.margin)
         )
-        self.steps = len(kept) // training.batch
+        self.steps = require_batch(training, len(kept))
         self.count = self.steps * training.batch
-        if not self.steps:
-            raise InputError(
-                f"a batch of {training.batch} is more than the {len(kept)} images to train on: "
-                f"give a smaller --batch"
-            )
         self.primary = self._stream(training.batch, "")
 
     def auxiliary(self) -> Stream:
@@ -384,25 +406,44 @@ def _moments(training: Training, data: ImageData) -> tuple[Tensor, Tensor]:
     Published weights go on seeing what they were trained to see; all others see the training
     images with mean 0 and standard deviation 1.
     """
+    if training.pretrained is None or data.channels != 3 or own.is_own(training.model):
+        return moments(data.train_images)
     network = models.find(training.model)
-    if training.pretrained is None or network.hub is None or data.channels != 3:
+    if network.hub is None:
         return moments(data.train_images)
     mean, std = 255 * torch.tensor(network.colours, dtype=torch.float64)
     return mean, std
 
 
-def _parted(training: Training, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The rows to train on and, if some are held out, those."""
-    if not training.holdout:
-        return torch.arange(len(labels)), None
-    count = round(training.holdout * len(labels))
-    if not 0 < count < len(labels):
+def require_batch(training: Training, count: int) -> int:
+    """Steps of an epoch over `count` samples. Raises InputError where there is none."""
+    steps = count // training.batch
+    if not steps:
         raise InputError(
-            f"holdout {training.holdout} of {len(labels)} training images leaves {count} to judge "
+            f"a batch of {training.batch} is more than the {count} images to train on: "
+            f"give a smaller --batch"
+        )
+    return steps
+
+
+def split_rows(
+    training: Training, count: int, labels: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The rows to train on and, if some are held out, those; stratified where labels are known."""
+    if not training.holdout:
+        return torch.arange(count), None
+    held_out = round(training.holdout * count)
+    if not 0 < held_out < count:
+        raise InputError(
+            f"holdout {training.holdout} of {count} training images leaves {held_out} to judge "
             f"by: hold out at least one, and not all"
         )
-    held = stratified(labels, count, generator(training.seed, "holdout"))
-    return others(len(labels), held), held
+    source = generator(training.seed, "holdout")
+    if labels is None:
+        held = torch.randperm(count, generator=source)[:held_out].sort().values
+    else:
+        held = stratified(labels, held_out, source)
+    return others(count, held), held
 
 
 def _resized(images: Tensor, size: int) -> Tensor:

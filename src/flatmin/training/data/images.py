@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from flatmin.training.data import parquet, sets
-from flatmin.training.data.decoding import Part, common_form
+from flatmin.training.data.decoding import Form, Part, common_form
 from flatmin.training.data.folders import ARCHIVES, Tree
-from flatmin.training.data.layouts import Content, by_class, listed, split
+from flatmin.training.data.layouts import TESTED, Content, by_class, listed, split
 from flatmin.training.data.memory import most_bytes
 from flatmin.training.data.stream import Pixels, Streamed, pieces, spaced
 from flatmin.training.errors import InputError, unknown
@@ -59,6 +59,22 @@ class ImageData:
     def size(self) -> int:
         """Height and width of the images as a model sees them, in pixels."""
         return self.train_images.shape[2] - self.margin
+
+    @property
+    def train_count(self) -> int:
+        return len(self.train_labels)
+
+    @property
+    def test_count(self) -> int:
+        return len(self.test_labels)
+
+    @property
+    def described(self) -> str:
+        """How much of what it has: "1,437 training and 360 test images of 8 × 8 pixels …"."""
+        return (
+            f"{self.train_count:,} training and {self.test_count:,} test images of {self.size} × "
+            f"{self.size} pixels in {len(self.classes)} classes"
+        )
 
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that change with any label, and with any pixel.
@@ -126,6 +142,54 @@ def load(
         margin=margin,
         validation=content.validation,
     )
+
+
+def test_classes(name: str) -> tuple[str, ...]:
+    """The classes in a folder to test on, in the order of `load_test`. Nothing is decoded."""
+    path = Path(name)
+    if path.is_dir() and parquet.holds_test(path):
+        return parquet.read_test(path, Form(3, 8)).classes
+    return tuple(sorted(set(listed(_to_test(path)).labels)))
+
+
+def load_test(name: str, *, channels: int, size: int) -> ImageData:
+    """Images to test on alone, in a folder or an archive by class, or in Parquet files.
+
+    Where there is a test part (`test/`, `val/`, `test*.parquet`) it is that; else it is all.
+
+    Args:
+        name: path of the folder or archive.
+        channels: of the images, as a model takes them.
+        size: the same.
+    """
+    path = Path(name)
+    form = Form(channels, size + sets.margin(size))
+    if path.is_dir() and parquet.holds_test(path):
+        content = parquet.read_test(path, form)
+    else:
+        images = listed(_to_test(path))
+        classes = tuple(sorted(set(images.labels)))
+        test = images.part(classes, form)
+        content = Content(classes, test.at(torch.arange(0)), test)
+    keep = len(content.test.labels) * channels * form.size**2 <= most_bytes()
+    test = content.test
+    return ImageData(
+        name=name,
+        classes=content.classes,
+        train_images=torch.empty(0, channels, form.size, form.size, dtype=torch.uint8),
+        train_labels=torch.empty(0, dtype=torch.int64),
+        test_images=_pixels(test, keep=keep),
+        test_labels=test.labels,
+        train_rows=torch.arange(0),
+        margin=form.size - size,
+    )
+
+
+def _to_test(path: Path) -> Tree:
+    """The test part of a folder or an archive, where it has one."""
+    tree = Tree.of(path).unwrapped()
+    named = next((each for each in TESTED if each in tree.folders), None)
+    return tree.below(named) if named else tree
 
 
 def stratified(

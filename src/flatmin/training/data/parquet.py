@@ -26,6 +26,20 @@ def holds(folder: Path) -> bool:
     return bool(_found(folder, "train"))
 
 
+def holds_test(folder: Path) -> bool:
+    """Whether there are Parquet files to test on in `folder` or below."""
+    return any(_found(folder, name) for name in TESTED)
+
+
+def read_test(folder: Path, form: Form) -> Content:
+    """The test part of an image set alone; see `read_images`."""
+    name = next(each for each in TESTED if _found(folder, each))
+    table, label, (labels, images) = _part(folder, _found(folder, name))
+    classes = _class_names(table, label, 1 + int(labels.max()))
+    test = Part.encoded(labels, images, form)
+    return Content(classes, test.at(torch.arange(0)), test)
+
+
 def read_images(
     folder: Path, form: Form | int, names: Sequence[str] = TESTED, validated: Sequence[str] = ()
 ) -> Content:

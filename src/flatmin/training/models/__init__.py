@@ -14,6 +14,7 @@ from functools import partial
 
 from torch import nn
 
+from flatmin.training import own
 from flatmin.training.errors import InputError, unknown
 from flatmin.training.models import (
     adapter,
@@ -70,7 +71,8 @@ def build(
     """The network called `name` for square images; its weights come from torch's global generator.
 
     Args:
-        name: a name in `MODELS`, or one of timm's after "timm:".
+        name: a name in `MODELS`, one of timm's after "timm:", or that of a user's own, which is
+            given those of `channels`, `size` and `classes` that it cannot do without.
         channels: of the images.
         size: their side, in pixels.
         classes: their number.
@@ -81,6 +83,9 @@ def build(
     Raises InputError for an unknown name, for images that do not fit, and for weights that are
     missing or do not fit.
     """
+    if own.is_own(name):
+        facts = {"channels": channels, "size": size, "classes": classes}
+        return brought(name, facts, width, pretrained)
     network = find(name)
     if size < network.smallest:
         raise InputError(
@@ -96,6 +101,27 @@ def build(
     if pretrained is not None:
         pretraining.load(model, pretrained, name, network.hub)
     return model
+
+
+def brought(
+    name: str, facts: Mapping[str, int], width: float = 1.0, pretrained: str | None = None
+) -> nn.Module:
+    """A user's own network; of `facts` (channels, size, classes) it gets what it cannot do without.
+
+    Raises InputError where it is not here, or cannot be made so.
+    """
+    if width != 1.0:
+        raise InputError(f"width {width:g} is for the networks of flatmin: leave it at 1")
+    model = own.network(name, own.find(name), **facts)
+    if pretrained is not None:
+        pretraining.load(model, pretrained, own.title(name), None)
+    return model
+
+
+def require(name: str) -> None:
+    """Raise InputError where there is no network called `name`; a user's own is not looked for."""
+    if not own.is_own(name):
+        find(name)
 
 
 def find(name: str) -> Network:
