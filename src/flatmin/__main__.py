@@ -1,8 +1,6 @@
 """`python -m flatmin` is `flatmin`."""
 
-import sys
-
-from flatmin.cli import main
+from flatmin.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -190,7 +190,7 @@ def test_an_error_of_the_system_is_one_line(
     def refused() -> None:
         raise PermissionError(13, "Permission denied", "there")
 
-    monkeypatch.setattr("flatmin.studies.plan.recipe.summaries", refused)
+    monkeypatch.setattr("flatmin.studies.plan.listing.summaries", refused)
     assert main(["recipes"]) == 2
     assert capsys.readouterr().err == "flatmin: there: Permission denied\n"
 
@@ -379,7 +379,7 @@ def test_recipes_lists_every_recipe_with_its_cost(capsys: pytest.CaptureFixture[
     assert main(["recipes"]) == 0
     said = capsys.readouterr().out
     line = next(line for line in said.splitlines() if line.startswith("agnostic-sam/table-5 "))
-    assert re.search(r"\d+ runs, [\d.]+ (s|min|h)", line)
+    assert re.search(r" \d+ +[\d,.]+ h +\d+ +\d+ min", line)
     assert "runs and hours on two cores, estimated" in said
 
 

@@ -73,6 +73,12 @@ class Comparison(BaseModel):
             name = ".".join(map(str, first["loc"]))
             raise InputError(ours or f"{name} {first['input']!r}: {first['msg']}") from None
 
+    @field_validator("methods")
+    @classmethod
+    def _by_name(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        """However they are written: what is asked for has one hash."""
+        return tuple(methods.find(name).name for name in given)
+
     @field_validator("noise")
     @classmethod
     def _canonical(cls, text: str) -> str:
@@ -91,8 +97,6 @@ class Comparison(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Comparison:
-        for name in self.methods:
-            methods.find(name)
         if not self.methods:
             raise InputError("--methods is empty: name at least one, for example sgd,sam")
         if len(set(self.methods)) < len(self.methods):

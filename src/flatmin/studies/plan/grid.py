@@ -263,7 +263,8 @@ class ScaledRecipe:
                 raise InputError(f"there is no {name}: give it under fields, methods or grid")
         factor = given.pop("factor", 1.0)
         given.pop("tune", None)
-        default = methods.find(given["method"]).rho
+        method = methods.find(given["method"])
+        given["method"], default = method.name, method.rho
         if not default:
             given.pop("rho", None)
         elif factor != 1.0:

@@ -22,6 +22,11 @@ class Heading:
     digits: int = 1
     accuracy: bool = False
 
+    @property
+    def named(self) -> str:
+        """Both on one line: `Test accuracy (%)`."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
 
 _HEADINGS: Mapping[str, Heading] = {
     "accuracy": Heading("Test accuracy", "%", accuracy=True),

@@ -319,7 +319,7 @@ def _provenance(rows: Mapping[str, Row]) -> Iterable[tuple[str, str]]:
         yield name, "; ".join(sorted({told(row) for row in rows.values()}))
     walls = [row.wall for row in rows.values() if row.wall is not None]
     if walls:
-        yield "training time", status.duration(math.fsum(walls))
+        yield "training time", text.duration(math.fsum(walls))
 
 
 def _sentence(words: str) -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from flatmin import methods
 from flatmin.studies.plan.tuning import Plan, progress_of
+from flatmin.studies.report import text
 from flatmin.studies.store.files import finite
 from flatmin.studies.store.store import Running, Store
 from flatmin.training.loop import Training
@@ -134,20 +135,11 @@ def shown(status: Status) -> RenderableType:
         f"{status.done} of {status.total} runs done, {status.running} at work, "
         f"{status.waiting} waiting, {status.failed} failed"
     )
-    left = "" if math.isnan(status.left) else f"; about {duration(status.left)} left"
+    left = "" if math.isnan(status.left) else f"; about {text.duration(status.left)} left"
     parts: list[RenderableType] = [line + left, "", _by_method(status)]
     if status.cells:
         parts += ["", _at_work(status)]
     return Group(*parts, *(f"failed: {failure}" for failure in status.failures))
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.5 h`; a dash where it is not known."""
-    if math.isnan(seconds):
-        return "–"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _counts(store: Store, plan: Plan, at_work: Collection[str]) -> list[MethodCounts]:
@@ -189,7 +181,7 @@ def _at_work(status: Status) -> Table:
             "–" if cell.loss is None else f"{cell.loss:.3f}",
             "–" if cell.accuracy is None else f"{cell.accuracy:.1f}",
             f"{cell.seconds / cell.epoch:.2g}" if cell.epoch else "–",
-            duration(cell.left),
+            text.duration(cell.left),
             cell.worker,
         )
     return table
