@@ -5,6 +5,6 @@ does what it asks for, and `app` chooses among them and turns every mistake into
 command is a dataclass in `arguments`, a function in a module of its own, a line in `app`.
 """
 
-from flatmin.cli.app import main, program
+from flatmin.cli.app import main
 
-__all__ = ["main", "program"]
+__all__ = ["main"]

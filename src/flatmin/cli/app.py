@@ -16,12 +16,11 @@ import io
 import itertools
 import os
 import re
-import signal
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
-from typing import Any, NoReturn
+from typing import Any
 
 from flatmin.cli.messages import stop
 
@@ -39,14 +38,6 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 
 EXTRAS = {"psycopg": "postgres"}
 """Of packages that do not come with `flatmin[studies]`."""
-
-
-def program() -> NoReturn:
-    """`flatmin` as it is typed: run the command line and end the process."""
-    status = main()
-    # All is said: an interrupt from here on, amid Python's own end, has nothing to tell.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    sys.exit(status)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

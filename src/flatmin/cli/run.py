@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flatmin.cli.messages import AGAIN, stop
+from flatmin.cli.messages import AGAIN, raised_interrupts, stop
 
 if TYPE_CHECKING:
     from flatmin.cli.arguments import RunArguments, WorkerArguments
@@ -122,7 +122,7 @@ def train(
     if retry:
         store.retry()
     try:
-        with terminal.ProgressBar(name, plan.total, store) as progress:
+        with raised_interrupts(), terminal.ProgressBar(name, plan.total, store) as progress:
             processes.run(store, plan, trainer, workers, progress)
     except KeyboardInterrupt:
         store.refresh()
