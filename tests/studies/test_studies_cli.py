@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from looking import only_readable, wait_for_a_row
 from trivial import Many, Nothing
 
 from flatmin.cli import main
+from flatmin.cli import status as cli_status
 from flatmin.studies.plan import serialization
 from flatmin.studies.plan.comparison import Comparison
 from flatmin.studies.plan.recipe import Recipe
@@ -347,6 +350,63 @@ def test_status_tells_what_is_done_and_what_is_at_work(
     assert "1 of 8 runs done, 1 at work, 5 waiting, 1 failed" in said
     assert re.search(r"1 of 2 +2\.500 +12\.5 +30 +30 s", said)
     assert f"failed: {status.described(failed)}: ValueError: no" in said
+    assert "nobody is at work" not in said
+
+
+def _gone(owner: ProcessIdentity) -> tuple[ProcessIdentity, float]:
+    """A process of this machine that has ended, heard of a moment ago."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return replace(owner, pid=process.pid), time.time()
+
+
+@pytest.mark.parametrize(
+    ("left_by", "working"),
+    [
+        (_gone, False),
+        (lambda owner: (replace(owner, machine="elsewhere"), time.time() - 600), False),
+        # whose clock may be late
+        (lambda owner: (replace(owner, machine="elsewhere"), time.time() - 200), True),
+    ],
+)
+def test_status_knows_whether_anybody_is_at_work(
+    left_by: Callable[[ProcessIdentity], tuple[ProcessIdentity, float]],
+    working: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """And the report says the same."""
+    path = recipe(tmp_path)
+    plan = Recipe.find(str(path)).at("full")
+    out = tmp_path / "run"
+    described = serialization.described(plan, str(path))
+    store = Store.open(out, serialization.identity(plan), described)
+    done, at_work, *_ = plan.runs
+    work(store, _Only([done]), Nothing())
+    owner, heard = left_by(ProcessIdentity.here())
+    claim = store.claim(at_work, owner)
+    assert claim is not None
+    claim.say(CellProgress(count=3, epoch=1, seconds=30.0, loss=2.5, accuracy=12.5, at=heard))
+
+    assert main(["status", str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["done"], found["running"], found["waiting"]) == (1, working, 7 - working)
+    assert found["interrupted"] != working
+    command = f"flatmin run {path} --scale full --out {out}"
+    assert found["command"] == command
+    assert len(found["cells"]) == working
+    assert len(found["abandoned"]) == 1 - working
+    assert main(["report", str(out), "--markdown"]) == 0
+    someone = "1" if working else "nobody"
+    assert f"Not finished: 1 of 8 runs, {someone} at work." in capsys.readouterr().out
+    assert main(["status", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert (f"nobody is at work: to go on, {command}\n" in said) != working
+    if not working:
+        assert re.search(r"^left amid .*\n.* 1 of 2 ", said, re.MULTILINE)
+        monkeypatch.setattr(cli_status, "PATIENCE_SECONDS", 0.0)
+        assert main(["status", str(out), "--watch"]) == 1
 
 
 def test_status_of_what_can_only_be_read(

@@ -33,7 +33,7 @@ class Record:
         plan: what there is to do.
         rows: what has been done, by key.
         failures: the runs given up.
-        running: how many are at work.
+        running: how many are at work; None where that is not known.
         asked: what `flatmin run` was given for the recipe; empty for its name.
     """
 
@@ -41,7 +41,7 @@ class Record:
     plan: StoredPlan
     rows: Mapping[str, Row]
     failures: tuple[Failed, ...] = ()
-    running: int = 0
+    running: int | None = None
     asked: str = ""
 
     @cached_property
@@ -55,7 +55,7 @@ class Record:
         """Of a store as it was last read."""
         failures = tuple(store.failures.values())
         asked = serialization.asked(store.plan)
-        return cls(str(store.location), plan, store.rows, failures, len(store.running), asked)
+        return cls(str(store.location), plan, store.rows, failures, len(store.at_work), asked)
 
 
 def records(given: Sequence[str]) -> list[Record]:

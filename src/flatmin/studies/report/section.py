@@ -13,6 +13,7 @@ from flatmin.studies.plan.comparison import Comparison
 from flatmin.studies.plan.grid import ScaledRecipe, merged
 from flatmin.studies.plan.recipe import papers
 from flatmin.studies.plan.schema import Changes
+from flatmin.studies.plan.serialization import StoredPlan
 from flatmin.studies.plan.tuning import Progress
 from flatmin.studies.report import figures, status, summary, tables, text
 from flatmin.studies.report import paper as with_paper
@@ -22,6 +23,7 @@ from flatmin.studies.report.runs import Record
 from flatmin.studies.report.summary import Summary, Verdict
 from flatmin.studies.report.tables import Layout, Table
 from flatmin.studies.store import files
+from flatmin.studies.store.location import StudyLocation
 from flatmin.studies.store.row import Row
 from flatmin.studies.store.store import Failed
 
@@ -155,6 +157,17 @@ def command(comparison: Comparison) -> str:
     return shlex.join(words if comparison.augment else [*words, "--no-augment"])
 
 
+def continuing(location: StudyLocation, plan: StoredPlan, asked: str) -> str:
+    """The command that goes on with a run; `asked` as in `Record`."""
+    if location.folder is None:
+        return shlex.join(["flatmin", "worker", str(location)])
+    begun = command(plan) if isinstance(plan, Comparison) else _command(plan, asked)
+    further = ["--out", str(location.folder)]
+    if location.url is not None:
+        further += ["--storage", str(location)]
+    return f"{begun} {shlex.join(further)}"
+
+
 def _subject(comparison: Comparison) -> str:
     share = "" if comparison.noise == "0" else f", label noise {comparison.noise}"
     return f"{comparison.data}{share}: {comparison.model}, {comparison.epochs} epochs"
@@ -200,9 +213,13 @@ def _of_recipe(plan: ScaledRecipe, record: Record) -> Section:
         data=figures.data(blocks, axes, methods, recipe.measure, first, full),
         paper=paper,
         tuned=plan.tune is not None,
-        command=shlex.join(["flatmin", "run", record.asked or recipe.name, "--scale", plan.scale]),
+        command=_command(plan, record.asked),
         settings=[*_settings(plan), *_provenance(record.rows)],
     )
+
+
+def _command(plan: ScaledRecipe, asked: str) -> str:
+    return shlex.join(["flatmin", "run", asked or plan.recipe.name, "--scale", plan.scale])
 
 
 def _source(folder: str) -> str:
@@ -252,7 +269,7 @@ def _partial(record: Record) -> list[str]:
     if not record.progress.left:
         return []
     done, total = record.progress.done, record.progress.total
-    working = f", {record.running} at work" if record.running else ""
+    working = "" if record.running is None else f", {record.running or 'nobody'} at work"
     return [f"Not finished: {done} of {total} runs{working}. The numbers will change."]
 
 
