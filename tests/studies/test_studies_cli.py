@@ -18,13 +18,16 @@ import pytest
 import yaml
 from looking import only_readable, wait_for_a_row
 from trivial import Many, Nothing
+from trivial import row as trivial_row
 
 from flatmin.cli import main
+from flatmin.cli import run as cli_run
 from flatmin.cli import status as cli_status
 from flatmin.studies.plan import serialization
 from flatmin.studies.plan.comparison import Comparison
 from flatmin.studies.plan.recipe import Recipe
-from flatmin.studies.report import status
+from flatmin.studies.plan.tuning import Progress
+from flatmin.studies.report import status, terminal
 from flatmin.studies.run import processes
 from flatmin.studies.run.worker import work
 from flatmin.studies.store import provenance
@@ -144,6 +147,11 @@ def test_a_scale_says_what_is_smaller(tmp_path: Path, capsys: pytest.CaptureFixt
         ({}, "--workers 0", "--workers 0 is out of range"),
         ({}, "--storage mysql://host/db", "--storage mysql://host/db is no database"),
         ({}, "--out /dev/null/x", "cannot write to /dev/null/x"),
+        (
+            {"scales": {"full": {"fields": {"epochs": 10**8}}, "smoke": {}}},
+            "",
+            "at the scale full takes about ",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
@@ -184,7 +192,50 @@ def test_where_no_report_can_be_written_is_one_line_and_the_rows_are_kept(
         f"flatmin: cannot write {out / name} (Is a directory): mend that, and the same command "
         f"goes on; every run is kept"
     )
-    assert len(said) == 2  # the other tells how many runs are there already
+    assert re.fullmatch(
+        r"flatmin: mine/table-0 at the scale smoke: 2 runs, about 1 s with 1 worker here, "
+        r"estimated to a factor of two",
+        said[0],
+    )
+    assert len(said) == 3  # the other tells how many runs are there already
+
+
+def test_days_are_not_begun_without_a_yes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    long = {"full": {"fields": {"epochs": 10**7}}, "smoke": {"fields": {"epochs": 1}, "seeds": 1}}
+    command = ["run", str(recipe(tmp_path, scales=long)), "--out", str(tmp_path / "run")]
+    begun: list[int] = []
+    monkeypatch.setattr(cli_run, "train", lambda *_: bool(begun.append(1)))  # as if interrupted
+    assert main([*command, "--workers", "1"]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        r"flatmin: mine/table-0 at the scale full takes about [\d,.]+ h here: give --scale smoke "
+        r"\(\d+ s\), or --yes to begin\n",
+        said,
+    )
+    for stream in (sys.stdin, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    for answer, code in (("\n", 2), ("y\n", 130)):
+        monkeypatch.setattr(sys.stdin, "readline", lambda answer=answer: answer)
+        assert main(command) == code
+    assert begun == [1]
+    assert main(command) == 130  # what is begun goes on
+    assert main([*command[:-1], str(tmp_path / "other"), "--yes"]) == 130
+    assert "here: begin? [y/N] flatmin: mine" in capsys.readouterr().err
+
+
+def test_a_pipe_is_told_how_long_it_will_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    plan = Recipe.find(str(recipe(tmp_path))).at("full")
+    store = Store.open(tmp_path / "run", serialization.identity(plan), {})
+    first, second, *_ = plan.runs
+    done = trivial_row(first).model_copy(update={"wall": 60.0})
+    store.add(done)
+    assert store.claim(second, ProcessIdentity.here()) is not None
+    with terminal.ProgressBar("mine", plan.total, store, pause=0.0) as bar:
+        bar(store, Progress(1, 0, 7))
+    # one at work, half-way on average, and six to come
+    assert ", about 6 min left" in capsys.readouterr().err
 
 
 def test_an_error_of_the_system_is_one_line(

@@ -124,6 +124,8 @@ class RunArguments:
     """PostgreSQL database for the rows, where several machines work on them."""
     checkpoints: Annotated[str | None, _FOLDER] = None
     """Where long runs are saved after each epoch; a URL that all machines reach, such as s3://…"""
+    yes: Annotated[bool, _SWITCH] = False
+    """Begin though it is estimated to take more than a day."""
     allow_mixed: Annotated[bool, _SWITCH] = False
     """Go on with rows that other code has made."""
     tensorboard: Annotated[bool, _SWITCH] = False

@@ -152,6 +152,18 @@ class ScaledRecipe:
     @cached_property
     def estimate(self) -> CostEstimate:
         """Of the cost of all runs."""
+        if "meta" in self.recipe.needs:
+            tried = len(self.tune.rho or self.tune.factors) * self.tune.seeds if self.tune else 0
+            every = (
+                (FewShot.of(changes, 0), changes.get("method") != "sgd")
+                for setting in self.settings
+                for changes in setting.changes.values()
+            )
+            return CostEstimate.of_episodes(
+                usual
+                for usual, tuned in every
+                for _ in range(self.seeds + (tried if tuned else 0))
+            )
         return CostEstimate.of(tuning.expected(self.tuned_methods, {}, frozenset()))
 
     def printed(

@@ -164,7 +164,7 @@ def continuing(location: StudyLocation, plan: StoredPlan, asked: str) -> str:
     begun = command(plan) if isinstance(plan, Comparison) else _command(plan, asked)
     further = ["--out", str(location.folder)]
     if location.url is not None:
-        further += ["--storage", str(location)]
+        further += ["--storage", str(location)] + ["--yes"] * (not isinstance(plan, Comparison))
     return f"{begun} {shlex.join(further)}"
 
 

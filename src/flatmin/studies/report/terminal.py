@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ from flatmin.studies.report import columns, text
 from flatmin.studies.report import comparison as report
 from flatmin.studies.report import paper as tables
 from flatmin.studies.report.columns import ConsoleColumn
-from flatmin.studies.report.status import described
+from flatmin.studies.report.status import described, remaining
 from flatmin.studies.report.summary import Line, Summary, remarks, verdict
 from flatmin.studies.store.store import Failed, Store
 
@@ -82,13 +83,17 @@ class ProgressBar:
         for key in store.failures.keys() - self._failed:
             self._say(failed(store.failures[key]))
         self._failed = set(store.failures)
-        self._now_and_then(progress)
+        self._now_and_then(store, progress)
 
-    def _now_and_then(self, progress: Progress) -> None:
+    def _now_and_then(self, store: Store, progress: Progress) -> None:
         now = time.monotonic()
         if self._bar.disable and now - self._told >= self._pause:
             self._told = now
-            self._say(f"{progress.done} of {progress.total} runs, {now - self._start:.0f} s")
+            at_work = len(store.running)
+            left = remaining(store, max(0, progress.left - at_work), at_work)
+            about = "" if math.isnan(left) else f", about {text.duration(left)} left"
+            taken = text.duration(now - self._start)
+            self._say(f"{progress.done} of {progress.total} runs, {taken}{about}")
 
     def _say(self, line: str) -> None:
         self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
