@@ -357,9 +357,31 @@ def test_where_a_database_can_only_be_read(tmp_path: Path, monkeypatch: pytest.M
     only_readable(folder, monkeypatch)
     [copied] = runs.records([str(folder)])
     assert (copied.where, len(copied.rows)) == (str(folder), 2)
-    (folder / "study.db").write_text("[]")
-    [exported] = runs.records([str(folder)])
-    assert exported.rows.keys() == copied.rows.keys()
+
+
+def test_a_damaged_database_beside_good_results_is_read_from_these(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """And a run of several that cannot be read at all does not stop the report of the others."""
+    folder = tmp_path / "runs" / "good"
+    outcome(folder, {"sgd": [70.0, 71.0]}).store.export()
+    [before] = runs.records([str(folder)])
+    whole = (folder / "study.db").read_bytes()
+    for damage in (b"[]", whole[:5000], whole[:3000] + bytes(9000) + whole[12000:]):
+        (folder / "study.db").write_bytes(damage)
+        [record] = runs.records([str(folder)])
+        assert record.rows == before.rows
+        assert "no whole study of flatmin" in record.note
+    bad = tmp_path / "runs" / "bad"
+    bad.mkdir()
+    (bad / "study.db").write_text("[]")
+    assert main(["report", str(tmp_path / "runs"), "--markdown"]) == 1
+    said = capsys.readouterr()
+    left_out, from_results = said.err.splitlines()
+    assert left_out.startswith(f"flatmin: left out: {bad / 'study.db'} is no whole study")
+    assert from_results.startswith(f"flatmin: {folder}: Read from results.json, since")
+    assert "- Read from results.json, since" in said.out
+    assert main(["report", str(bad)]) == 2
 
 
 def test_a_folder_may_have_a_number_that_is_no_decimal(tmp_path: Path):

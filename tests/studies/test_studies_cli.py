@@ -279,6 +279,17 @@ def test_a_run_that_is_not_there(command: str, tmp_path: Path, capsys: pytest.Ca
     )
 
 
+def test_postgresql_without_its_driver_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    assert main(["status", "postgresql://me@nowhere/db#study"]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        r"flatmin: PostgreSQL needs psycopg \(.*\): pip install 'flatmin\[postgres\]'\n", said
+    )
+
+
 def test_a_killed_run_goes_on_from_its_checkpoints_bit_for_bit(tmp_path: Path):
     """Everything is killed amid two long cells; another worker takes them up."""
     fields = RECIPE["fields"] | {"epochs": 40, "limit": None}

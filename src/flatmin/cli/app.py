@@ -36,9 +36,6 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 }
 """By name: the module of `flatmin.cli` that has a function of that name, and what it takes."""
 
-EXTRAS = {"psycopg": "postgres"}
-"""Of packages that do not come with `flatmin[studies]`."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
@@ -52,8 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         package = (missing.name or "").partition(".")[0]
         if package in ("", "flatmin"):
             raise
-        extra = EXTRAS.get(package, "studies")
-        return stop(f"this needs {package}: pip install 'flatmin[{extra}]'")
+        return stop(f"this needs {package}: pip install 'flatmin[studies]'")
     except KeyboardInterrupt:
         return stop("interrupted", 130)
     except BrokenPipeError:  # who reads the standard output has seen enough

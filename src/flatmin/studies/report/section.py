@@ -266,11 +266,12 @@ def _remarks(
 
 
 def _partial(record: Record) -> list[str]:
+    note = [record.note] if record.note else []
     if not record.progress.left:
-        return []
+        return note
     done, total = record.progress.done, record.progress.total
     working = "" if record.running is None else f", {record.running or 'nobody'} at work"
-    return [f"Not finished: {done} of {total} runs{working}. The numbers will change."]
+    return [*note, f"Not finished: {done} of {total} runs{working}. The numbers will change."]
 
 
 def _missing(failure: Failed) -> str:
