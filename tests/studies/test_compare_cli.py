@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from comparisons import comparison, outcome
 from looking import wait_for_a_row
+from pictures import encoded, picture, write_parquet
 
 import flatmin
 from flatmin import methods
@@ -118,6 +119,23 @@ def test_an_interrupt_keeps_what_is_finished_and_the_same_command_goes_on(tmp_pa
     whole = results(tmp_path)["runs"]
     assert len(whole) == 12
     assert whole[: len(kept)] == [json.loads(row.model_dump_json()) for row in kept]  # with times
+
+
+def test_a_set_for_episodes_is_refused_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "sets" / "omniglot"
+    for part in ("train", "test"):
+        shades = [encoded(picture(20 * i, mode="L")) for i in range(4)]
+        labels = [0, 1] * 2 if part == "train" else [2, 3] * 2
+        write_parquet(folder / f"{part}.parquet", shades, labels, ["a", "b", "c", "d"])
+    monkeypatch.setenv("FLATMIN_DATA", str(folder.parent))
+    out = tmp_path / "out"
+    assert main(["compare", "--data", "omniglot", "--batch", "2", "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("flatmin: omniglot has other classes to test on than to train on: it is")
+    assert said.count("\n") == 1
+    assert not out.exists()
 
 
 def test_every_configuration_has_a_default_folder_of_its_own():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,8 @@ def compare(wanted: CompareArguments) -> int:
     comparison = _comparison(wanted)
     workers = worker_count(wanted.workers)
     data = images(comparison)
+    for note in data.notes:
+        print(f"flatmin: {note}", file=sys.stderr)
     folder = wanted.out or default_folder(comparison)
     location = StudyLocation.new(folder, wanted.storage)
     outcome = begin(comparison, data, location, allow_mixed=wanted.allow_mixed)

@@ -35,8 +35,8 @@ def run(wanted: RunArguments) -> int:
     folder = wanted.out or Path("runs") / name
     few_shot = "meta" in recipe.needs
     workers = 1 if few_shot else worker_count(wanted.workers)
-    if not few_shot:
-        require(plan.runs)
+    for note in [] if few_shot else require(plan.runs):
+        print(f"flatmin: {note}", file=sys.stderr)
     begun = files.is_folder(folder) if few_shot else files.is_file(folder / "study.db")
     if not (begun or wanted.yes):
         _require_time(recipe, plan, workers)

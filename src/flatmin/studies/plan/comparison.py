@@ -24,7 +24,7 @@ from flatmin.studies.store.row import Row
 from flatmin.studies.store.store import Failed, Store
 from flatmin.training import models
 from flatmin.training.data import noise
-from flatmin.training.data.images import ImageData, load
+from flatmin.training.data.images import ImageData, load, require_shared_classes
 from flatmin.training.errors import InputError
 from flatmin.training.loop import Training
 
@@ -240,6 +240,7 @@ def _require(fits: bool, name: str, value: object, expected: str) -> None:
 
 def _try(comparison: Comparison, data: ImageData) -> None:
     """Raise now what the first run would raise."""
+    require_shared_classes(data)
     noise.parse(comparison.noise).labels(data, 0)
     models.build(
         comparison.model, channels=data.channels, size=data.size, classes=len(data.classes)
