@@ -193,7 +193,9 @@ class FewShot:
 
     def _sharp(self, rho: float | None) -> Perturbation | None:
         try:
-            return None if self.method == "sgd" else flatmin.meta.Perturbation.named(self.method, rho)
+            return (
+                None if self.method == "sgd" else flatmin.meta.Perturbation.named(self.method, rho)
+            )
         except ValueError as error:
             raise InputError(str(error)) from None
 

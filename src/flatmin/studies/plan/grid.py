@@ -160,9 +160,7 @@ class ScaledRecipe:
                 for changes in setting.changes.values()
             )
             return CostEstimate.of_episodes(
-                usual
-                for usual, tuned in every
-                for _ in range(self.seeds + (tried if tuned else 0))
+                usual for usual, tuned in every for _ in range(self.seeds + (tried if tuned else 0))
             )
         return CostEstimate.of(tuning.expected(self.tuned_methods, {}, frozenset()))
 
