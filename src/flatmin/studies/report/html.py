@@ -18,7 +18,6 @@ from flatmin.studies.store import files, provenance
 def page(template: str, sections: Sequence[Section], **content: Any) -> str:
     """The HTML document of a template, with its sheets and their figures."""
     import jinja2
-    import plotly.offline  # half a second, which those who only look at a run need not wait
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("flatmin.studies.report"),
@@ -33,7 +32,6 @@ def page(template: str, sections: Sequence[Section], **content: Any) -> str:
         versions=", ".join(f"{name} {version}" for name, version in provenance.versions().items()),
         written=dt.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         figures=script([section.data for section in sections]),
-        plotly=Markup(plotly.offline.get_plotlyjs()),  # its own text, not the user's
         **content,
     )
 

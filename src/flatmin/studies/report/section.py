@@ -82,6 +82,11 @@ class Section:
         return len(self.methods) == 1 and bool(self.axes)
 
     @property
+    def styles(self) -> Mapping[str, Mapping[str, str]]:
+        """How each method is drawn."""
+        return {method["title"]: method["style"] for method in self.data["methods"]}
+
+    @property
     def anchor(self) -> str:
         """A name for links."""
         return re.sub(r"[^a-z0-9]+", "-", f"{self.name} {self.scale}".lower()).strip("-")
