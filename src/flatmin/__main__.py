@@ -6,7 +6,7 @@ import sys
 from typing import NoReturn
 
 
-def program() -> NoReturn:
+def main() -> NoReturn:
     """`flatmin` as it is typed: run the command line and end the process.
 
     An interrupt ends it with one line, whenever it comes. Amid an import, where a KeyboardInterrupt
@@ -14,9 +14,9 @@ def program() -> NoReturn:
     at once; `flatmin.cli.run` asks for the exception while it trains.
     """
     signal.signal(signal.SIGINT, _leave)
-    from flatmin.cli import main
+    from flatmin.cli import app
 
-    status = main()
+    status = app.main()
     sys.exit(status)
 
 
@@ -26,4 +26,4 @@ def _leave(*_: object) -> NoReturn:
 
 
 if __name__ == "__main__":
-    program()
+    main()
