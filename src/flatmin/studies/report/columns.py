@@ -15,6 +15,9 @@ from rich.text import Text
 GAP = 2
 """Characters between two columns."""
 
+LEAST = 10
+"""Characters to which the first column may be wrapped, where nothing else helps."""
+
 
 @dataclass(frozen=True)
 class ConsoleColumn:
@@ -63,7 +66,7 @@ def table(
             each.title,
             justify="left" if each.left else "right",
             no_wrap=not each.least and (fits or at > 0),
-            min_width=each.least or None,
+            min_width=each.least or (None if fits or at else LEAST),
         )
     for number, row in enumerate(rows):
         style = "bold" if number < len(bold) and bold[number] else None

@@ -139,10 +139,10 @@ def table(plan: ScaledRecipe, rows: Mapping[str, Row], width: int) -> Renderable
                 )
             )
             leads.append(measure == line.measure and bool(block.summary.rank(line)))
-    names = [*axes, "method", *(["measure"] if several else [])]
     return columns.table(
         [
-            *(ConsoleColumn(name, left=True) for name in names),
+            *(ConsoleColumn(name, left=True) for name in (*axes, "method")),
+            *([ConsoleColumn("measure", left=True, least=12)] if several else []),
             ConsoleColumn("ours" if several else heading(plan.recipe.measure).named),
             ConsoleColumn("runs", 3),
             ConsoleColumn("paper", 1),
