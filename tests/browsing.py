@@ -56,9 +56,9 @@ def drawn(browser: Any, plot: str, section: str = ".section") -> list[str]:
     """The colours of the lines that a plot has drawn, in one part of the page."""
     return browser.execute_script(
         """return [...document.querySelector(arguments[0])
-             .querySelectorAll(`${arguments[1]} .scatterlayer .js-line`)]
-             .filter(line => line.getTotalLength() > 0 && line.style.strokeWidth !== "0px")
-             .map(line => line.style.stroke)""",
+             .querySelectorAll(`${arguments[1]} .chart .line`)]
+             .filter(line => line.getTotalLength() > 0)
+             .map(line => getComputedStyle(line).stroke)""",
         section,
         plot,
     )

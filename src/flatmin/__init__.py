@@ -6,55 +6,80 @@ docs/architecture.md.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flatmin import amp, descent, direction, geometry, methods, policy, schedules, selection
-from flatmin.engine.cost import Cost
-from flatmin.methods import (
-    AESAM,
-    ASAM,
-    ESAM,
-    GSAM,
-    MSAM,
-    RWP,
-    SAM,
-    SSSAM,
-    VASSO,
-    WSAM,
-    AELookSAM,
-    AgnosticASAM,
-    AgnosticSAM,
-    AlignASAM,
-    AlignSAM,
-    FisherSAM,
-    FriendlyASAM,
-    FriendlySAM,
-    LateAgnosticSAM,
-    LateSAM,
-    LookbehindSAM,
-    LookSAM,
-    MixedRWP,
-    PreviousAgnosticSAM,
-    PreviousSAM,
-)
-from flatmin.optimizer import SharpnessAware
-from flatmin.pairs import paired, split
+if TYPE_CHECKING:  # for editors and type checkers; at run time, see `__getattr__`
+    from flatmin import amp, descent, direction, geometry, methods, policy, schedules, selection
+    from flatmin.engine.cost import Cost
+    from flatmin.methods import (
+        AESAM,
+        ASAM,
+        ESAM,
+        GSAM,
+        MSAM,
+        RWP,
+        SAM,
+        SSSAM,
+        VASSO,
+        WSAM,
+        AELookSAM,
+        AgnosticASAM,
+        AgnosticSAM,
+        AlignASAM,
+        AlignSAM,
+        FisherSAM,
+        FriendlyASAM,
+        FriendlySAM,
+        LateAgnosticSAM,
+        LateSAM,
+        LookbehindSAM,
+        LookSAM,
+        MixedRWP,
+        PreviousAgnosticSAM,
+        PreviousSAM,
+    )
+    from flatmin.optimizer import SharpnessAware
+    from flatmin.pairs import paired, split
 
 __version__ = "0.1.0"
 
-_ROOMS = ("analysis", "comparing", "meta")
-"""Rooms that are imported when they are first asked for: `analysis` needs more than torch."""
+_ROOMS = (
+    *("amp", "descent", "direction", "documentation", "engine", "geometry", "methods"),
+    *("optimizer", "pairs", "policy", "schedules", "selection"),
+    *("analysis", "comparing", "meta"),
+)
+"""Modules that `import flatmin` brings along; `analysis` and `comparing` need more than torch."""
 
+_HOMES = {
+    "Cost": "engine.cost",
+    "SharpnessAware": "optimizer",
+    "compare": "comparing",
+    "load": "comparing",
+    "paired": "pairs",
+    "split": "pairs",
+}
+"""Where a public name is defined, if not in `methods`."""
 
 _STUDIES = ("compare", "load")
-"""What `flatmin.comparing` has: it needs more than torch, and so is imported when asked for."""
+"""Public names that need more than torch, and so are none of those that `*` brings."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in _STUDIES:
-        return getattr(__getattr__("comparing"), name)
-    if name not in _ROOMS:
+    """What is asked for, imported now: `import flatmin` itself takes no time, and no torch."""
+    if name in _ROOMS:
+        return _room(name)  # which the import itself puts here
+    if name not in __all__ and name not in _STUDIES:
         raise AttributeError(f"module 'flatmin' has no attribute {name!r}")
+    found = getattr(_room(_HOMES.get(name, "methods")), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_ROOMS, *_STUDIES})
+
+
+def _room(name: str) -> Any:
     try:
         return import_module(f"flatmin.{name}")
     except ModuleNotFoundError as error:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -1798,10 +1799,11 @@ TABLE: Mapping[str, Method] = MappingProxyType({row.name: row for row in _ROWS})
 
 
 def find(name: str) -> Method:
-    """The method called `name`.
+    """The method called `name`, however it is written: `look-sam`, `LookSAM`, `looksam`.
 
     Args:
-        name: a name in `TABLE`.
+        name: a name in `TABLE`, the title there, or the name of the function; letters may be large
+            or small, and hyphens and spaces are left out at will.
 
     Raises:
         ValueError: there is none; the nearest names are offered.
@@ -1810,9 +1812,20 @@ def find(name: str) -> Method:
         >>> import flatmin
         >>> flatmin.methods.find("look-sam").construct is flatmin.LookSAM
         True
+        >>> flatmin.methods.find("F-SAM") is flatmin.methods.find("FriendlySAM")
+        True
     """
     if name in TABLE:
         return TABLE[name]
-    near = difflib.get_close_matches(name, TABLE, n=3, cutoff=0.4)
+    spelt = _letters(name)
+    for method in TABLE.values():
+        if spelt and spelt in (_letters(method.name), _letters(method.title)):
+            return method
+    near = difflib.get_close_matches(name.lower(), TABLE, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(TABLE)}"
     raise ValueError(f"unknown method {name!r}: {hint}")
+
+
+def _letters(name: str) -> str:
+    """What tells the names of two methods apart."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -7,16 +7,21 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
-from comparisons import comparison
+from comparisons import comparison, outcome
 from looking import wait_for_a_row
+from pictures import encoded, picture, write_parquet
 
+import flatmin
 from flatmin import methods
-from flatmin.cli import main
+from flatmin.cli import app, main
 from flatmin.studies.plan.comparison import default_folder
+from flatmin.studies.report import terminal
+from flatmin.studies.report.summary import summarise
 from flatmin.studies.run import trainer
 from flatmin.studies.store.location import StudyLocation
 from flatmin.studies.store.row import Row
@@ -114,6 +119,23 @@ def test_an_interrupt_keeps_what_is_finished_and_the_same_command_goes_on(tmp_pa
     whole = results(tmp_path)["runs"]
     assert len(whole) == 12
     assert whole[: len(kept)] == [json.loads(row.model_dump_json()) for row in kept]  # with times
+
+
+def test_a_set_for_episodes_is_refused_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "sets" / "omniglot"
+    for part in ("train", "test"):
+        shades = [encoded(picture(20 * i, mode="L")) for i in range(4)]
+        labels = [0, 1] * 2 if part == "train" else [2, 3] * 2
+        write_parquet(folder / f"{part}.parquet", shades, labels, ["a", "b", "c", "d"])
+    monkeypatch.setenv("FLATMIN_DATA", str(folder.parent))
+    out = tmp_path / "out"
+    assert main(["compare", "--data", "omniglot", "--batch", "2", "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("flatmin: omniglot has other classes to test on than to train on: it is")
+    assert said.count("\n") == 1
+    assert not out.exists()
 
 
 def test_every_configuration_has_a_default_folder_of_its_own():
@@ -219,20 +241,86 @@ def test_a_mistake_is_one_line_and_status_2(
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ("compare --epochs many", "--epochs: 'many' is no whole number"),
-        ("compare --epoch 3", "--epochs"),
-        ("compete", "compare"),
+        ("compare --epochs many", "--epochs: 'many' is no whole number; see flatmin compare"),
+        ("compare --lr fast", "--lr fast is no learning rate: give a number such as 0.1"),
+        ("compare --epochs", "--epochs takes a value; see flatmin compare --help"),
+        ("compare --tune x", "--tune x is nothing to tune: give rho, lr or rho,lr"),
+        ("compare --epoch 3", "unknown option '--epoch': did you mean --epochs?"),
+        ("status --wach runs", "unknown option '--wach': did you mean --watch?"),
+        ("meta train --wayz 3", "unknown option '--wayz': did you mean --ways?"),
+        ("meta tran", "unknown command 'meta tran': did you mean meta train"),
+        ("run", "RECIPE is missing: A name that `flatmin recipes` lists, or a file; see"),
+        ("run a b", "b is more than it takes; see flatmin run --help"),
+        ("comparr", "unknown command 'comparr': did you mean compare?"),
+        ("", "name a command: compare, run"),
     ],
 )
-def test_a_flag_that_cannot_be_read_is_told_without_a_traceback(
+def test_a_line_that_cannot_be_read_is_answered_by_a_line(
     arguments: str, said: str, capsys: pytest.CaptureFixture[str]
 ):
-    with pytest.raises(SystemExit) as ended:
-        main(arguments.split())
-    assert ended.value.code == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert "Traceback" not in error
+    assert main(arguments.split()) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"flatmin: {said}")
+    assert output.err.count("\n") == 1
+
+
+def test_help_and_mistakes_come_before_torch(tmp_path: Path):
+    """And before whatever else takes time; `flatmin recipes` takes no torch at all."""
+    script = """
+import sys, time
+start = time.process_time()
+from flatmin.cli import main
+for words in ("--help", "compare --help", "meta train --help", "compare --epoch 3", "recipes"):
+    main(words.split())
+heavy = {"torch", "numpy", "scipy", "optuna", "pydantic"} & set(sys.modules)
+print(sorted(heavy), time.process_time() - start, file=sys.stderr)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
+    assert ended.returncode == 0
+    heavy, seconds = ended.stderr.splitlines()[-1].rsplit(" ", 1)
+    assert heavy == "[]"
+    assert float(seconds) < 1.5  # of all five together
+    said = ended.stdout
+    for command in app.COMMANDS:
+        assert re.search(rf"^  {command} +\S", said, re.MULTILINE)
+    assert re.search(r"^agnostic-sam/table-5 +Table 5", said, re.MULTILINE)
+
+
+def test_the_version_comes_with_what_it_stands_on(capsys: pytest.CaptureFixture[str]):
+    assert main(["--version"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"flatmin {flatmin.__version__}\npython:")
+    assert f"torch {metadata.version('torch')}" in said
+    assert re.search(r"^torch sees: .*\d+ cores", said, re.MULTILINE)
+
+
+def test_a_method_may_be_written_in_any_way():
+    for method in methods.TABLE.values():
+        spellings = {method.name, method.name.upper(), method.title, method.title.lower()}
+        function = getattr(method.construct, "__name__", "")
+        if function in flatmin.__all__ and function.lower() == method.name.replace("-", ""):
+            spellings.add(function)
+        for spelt in spellings:
+            assert methods.find(spelt) is method
+    assert comparison(methods=("SGD", "LookSAM")) == comparison(methods=("sgd", "look-sam"))
+
+
+@pytest.mark.parametrize("width", [80, 50])
+def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    names = ("sgd", "ae-agnostic-sam-previous")
+    done = outcome(tmp_path, {name: [70.0, 71.5, 72.0] for name in names})
+    monkeypatch.setenv("COLUMNS", str(width))
+    terminal.print_comparison(done, summarise(done), Path("report.html"))
+    assert main(["recipes"]) == main(["methods"]) == 0
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= width
+    assert re.search(r"^AE-Agnostic-SAM \(previous\) +71.2 ± 1.0", said, re.MULTILINE)
+    assert re.search(r"left out, for want of width: .*seconds an epoch", " ".join(said.split()))
 
 
 @pytest.mark.parametrize("missing", ["tyro", "plotly"])

@@ -282,7 +282,9 @@ def test_the_commands_train_resume_and_test(omniglot: Path, capsys: pytest.Captu
     out = capsys.readouterr().out
     assert "omniglot (at-hand), 3 ways 1 shot" in out
     assert "| Sharp-MAML (low, ρ 0.01) | 0 |" in out
-    assert (omniglot / "a" / "report.html").exists()
+    page = (omniglot / "a" / "report.html").read_text()
+    for number in (0, 1):  # the colours of sgd and sam, here as everywhere
+        assert f'"style":{{"color":"var(--m{number})","dash":""}}' in page
     assert (omniglot / "a" / "report.md").read_text() in out
     assert main(["meta", "test", "."]) == 0  # all that are in a folder
     assert capsys.readouterr().out.count("| 0 |") >= 2

@@ -17,7 +17,7 @@ from comparisons import row
 from torch.utils.flop_counter import FlopCounterMode
 
 from flatmin import analysis, methods
-from flatmin.studies.plan import estimate
+from flatmin.studies.plan import estimate, listing
 from flatmin.studies.plan import recipe as recipes
 from flatmin.studies.plan.analyses import asked
 from flatmin.studies.plan.grid import ScaledRecipe
@@ -145,13 +145,24 @@ def test_a_spread_is_never_larger_than_its_mean_and_a_share_never_above_all():
 
 
 def test_the_listing_tells_what_each_scale_takes():
-    listed = {entry.name: entry for entry in recipes.summaries()}
+    """At once: from an index, which says what the recipes say."""
+    listed = {entry.name: entry for entry in listing.summaries()}
     assert list(listed) == NAMES
+    again = "write it anew: python -m flatmin.studies.plan.listing"
+    assert listed == {name: listing.summary(found(name)) for name in NAMES}, again
     entry = listed["agnostic-sam/table-5"]
-    assert entry.estimates["full"].runs == 2 * 4 * 7 * 3
-    assert entry.estimates["full"].hours > 100 * entry.estimates["small"].hours
+    assert entry.estimates["full"][0] == 2 * 4 * 7 * 3
+    assert entry.estimates["full"][1] > 100 * entry.estimates["small"][1]
     assert NAMES.index("ae-sam/table-2") > NAMES.index("ae-sam/figure-15")
     assert NAMES.index("ae-sam/figure-10") > NAMES.index("ae-sam/figure-9")
+
+
+def test_a_recipe_that_the_index_does_not_know_is_read(monkeypatch: pytest.MonkeyPatch):
+    name = "agnostic-sam/table-5"
+    monkeypatch.setattr(listing.shipped, "names", lambda: [name])
+    known = listing.summaries()
+    monkeypatch.setattr(listing, "_digest", lambda name: "of another file")
+    assert listing.summaries() == known
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -20,12 +20,13 @@ from browsing import drawn, tab_to
 from comparisons import comparison, outcome
 from looking import only_readable
 
+from flatmin import methods
 from flatmin.cli import main
 from flatmin.studies.plan import recipe as recipes
 from flatmin.studies.plan import serialization
 from flatmin.studies.plan.grid import ScaledRecipe
 from flatmin.studies.plan.recipe import Recipe
-from flatmin.studies.report import export, html, paper, runs, section, terminal
+from flatmin.studies.report import colours, export, html, paper, runs, section, terminal
 from flatmin.studies.report.runs import Record
 from flatmin.studies.report.section import Section
 from flatmin.studies.store.location import StudyLocation
@@ -132,21 +133,23 @@ def cells(made: Section, group: int, title: str) -> dict[str, tuple[str, str]]:
 def test_ours_stands_beside_the_papers(tmp_path: Path):
     made = made_section(tmp_path)
     assert [group.labels for group in made.table.groups] == [("40%",), ("80%",)]
+    assert made.table.same == (
+        "Runs 3",
+        "Memorised 40.0 (% of the wrong)",
+        "Fit 50.0 (% of labels)",
+    )
     assert cells(made, 0, "SAM") == {
         "Test accuracy": ("81.0 ± 2.0", "88.19 ± 1.06"),
-        "Runs": ("3", ""),
         "Ours − paper": ("−7.2", ""),
         "Difference to SGD": ("+10.0 [6.2, 13.8]", "+3.4"),
         "Difference to SAM": ("", ""),
         # the made-up curves rise in a line and SAM pays double: half-way up
         "At equal cost": ("40.5 ± 1.0", ""),
-        "Memorised": ("40.0", ""),
         "ρ": ("0.1", ""),
         "Gradients": ("2.00", ""),
         "Passes": ("8.0", ""),
         "%SAM": ("100.0", "100"),
         "‖ε‖": ("0.100", ""),
-        "Fit": ("50.0", ""),
     }
     ours = cells(made, 0, "Ours | theirs")
     assert ours["Difference to SAM"] == ("0.0 [−3.6, 3.6]", "+2.0")
@@ -264,7 +267,7 @@ def test_a_run_is_finished_when_nothing_is_left(tmp_path: Path):
     assert not [remark for remark in made.remarks if remark.startswith("Not finished")]
     found.store.retry()
     made = section.of_record(Record.of(found.store, found.comparison))
-    assert made.remarks[0] == "Not finished: 5 of 6 runs. The numbers will change."
+    assert made.remarks[0] == "Not finished: 5 of 6 runs, nobody at work. The numbers will change."
 
 
 def test_troubles_and_failures_are_told(tmp_path: Path):
@@ -328,6 +331,22 @@ def test_the_frontier_is_what_nothing_cheaper_surpasses(tmp_path: Path):
     assert "frontier" not in made_section(tmp_path).data["settings"][0]
 
 
+def test_colours_belong_to_methods(tmp_path: Path):
+    """On every page; no two methods look alike, nor two labels of one method."""
+    assert colours.STYLES.keys() == methods.TABLE.keys()
+    assert len(set(colours.STYLES.values())) == len(colours.STYLES)
+    assert {style.color for style in colours.STYLES.values()} <= set(range(colours.COLOURS))
+    both = made_section(tmp_path)
+    radii = {"SAM": {"method": "sam", "rho": 0.1}, "SAM, 2ρ": {"method": "sam", "rho": 0.2}}
+    plan = recipe(tmp_path, methods=radii, printed=[]).at("full")
+    made = section.of_record(Record("here", plan, rows(plan, lambda label, training: 50.0)))
+    assert made.styles["SAM"] == both.styles["SAM"] == colours.style("sam").as_data()
+    assert made.styles["SAM, 2ρ"]["color"] == made.styles["SAM"]["color"]
+    assert made.styles["SAM, 2ρ"]["dash"] != made.styles["SAM"]["dash"]
+    many = colours.styles({f"{at}": "my-own-method" for at in range(9)})
+    assert len(set(many.values())) == 9
+
+
 def test_curves_over_steps_are_thinned_by_means(tmp_path: Path):
     methods = {"SGD": {"method": "sgd"}}
     changed = {"measure": "observed:losses", "also": [], "printed": [], "methods": methods}
@@ -372,9 +391,31 @@ def test_where_a_database_can_only_be_read(tmp_path: Path, monkeypatch: pytest.M
     only_readable(folder, monkeypatch)
     [copied] = runs.records([str(folder)])
     assert (copied.where, len(copied.rows)) == (str(folder), 2)
-    (folder / "study.db").write_text("[]")
-    [exported] = runs.records([str(folder)])
-    assert exported.rows.keys() == copied.rows.keys()
+
+
+def test_a_damaged_database_beside_good_results_is_read_from_these(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """And a run of several that cannot be read at all does not stop the report of the others."""
+    folder = tmp_path / "runs" / "good"
+    outcome(folder, {"sgd": [70.0, 71.0]}).store.export()
+    [before] = runs.records([str(folder)])
+    whole = (folder / "study.db").read_bytes()
+    for damage in (b"[]", whole[:5000], whole[:3000] + bytes(9000) + whole[12000:]):
+        (folder / "study.db").write_bytes(damage)
+        [record] = runs.records([str(folder)])
+        assert record.rows == before.rows
+        assert "no whole study of flatmin" in record.note
+    bad = tmp_path / "runs" / "bad"
+    bad.mkdir()
+    (bad / "study.db").write_text("[]")
+    assert main(["report", str(tmp_path / "runs"), "--markdown"]) == 1
+    said = capsys.readouterr()
+    left_out, from_results = said.err.splitlines()
+    assert left_out.startswith(f"flatmin: left out: {bad / 'study.db'} is no whole study")
+    assert from_results.startswith(f"flatmin: {folder}: Read from results.json, since")
+    assert "- Read from results.json, since" in said.out
+    assert main(["report", str(bad)]) == 2
 
 
 def test_a_folder_may_have_a_number_that_is_no_decimal(tmp_path: Path):
@@ -450,8 +491,9 @@ def test_the_tables_as_markdown(tmp_path: Path):
     text = export.markdown([made_section(tmp_path)])
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 6
-    assert lines[0].startswith("| noise | Method | Test accuracy (%, mean ± sd) | Runs |")
-    assert lines[3].startswith("| 40% | **SAM** | **81.0 ± 2.0** (88.19 ± 1.06) | 3 | −7.2 |")
+    assert lines[0].startswith("| noise | Method | Test accuracy (%, mean ± sd) | Ours − paper |")
+    assert lines[3].startswith("| 40% | **SAM** | **81.0 ± 2.0** (88.19 ± 1.06) | −7.2 |")
+    assert "\nThe same for all: Runs 3; Memorised 40.0 (% of the wrong); Fit 50.0" in text
     assert "Ours \\| theirs" in lines[4]
     columns = {line.replace("\\|", "").count("|") for line in lines}
     assert len(columns) == 1
@@ -634,20 +676,20 @@ def test_the_keyboard_chooses_the_setting_that_is_drawn(browser: Any, page: Path
 
     def ends() -> list[float]:
         return browser.execute_script(
-            "return document.querySelector(arguments[0]).data.map(each => each.y.at(-1))",
+            "return document.querySelector(arguments[0]).series.map(each => each.y.at(-1))",
             f"#mine-table-0-full {curves}",
         )
 
-    assert ends()[1::2] == [71.0, 81.0, 81.0]
+    assert ends() == [71.0, 81.0, 81.0]
     tab_to(browser, "#mine-table-0-full select", steps=80).send_keys("\ue015")  # down
-    assert ends()[1::2] == [31.0, 41.0, 21.0]
+    assert ends() == [31.0, 41.0, 21.0]
 
 
 def test_on_paper_there_are_all_plots_and_no_filters(browser: Any, page: Path):
     browser.get(page.as_uri())
     browser.execute_cdp_cmd("Page.printToPDF", {})
     plots = browser.find_elements("css selector", ".plot")
-    assert all(plot.find_elements("css selector", ".main-svg") for plot in plots)
+    assert all(plot.find_elements("css selector", ".chart") for plot in plots)
     browsing.media(browser, "light", "print")
     try:
         assert not visible(browser, "#filters")
@@ -667,4 +709,4 @@ def test_all_recipes_fit_on_one_page(tmp_path: Path):
     assert len(records) > 50
     text = html.report([section.of_record(record) for record in records])
     assert text.count('<section class="section part"') == len(records)
-    assert len(text) < 8e6  # of which Plotly takes 4.8 million
+    assert len(text) < 3.2e6

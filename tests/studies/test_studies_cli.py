@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,16 @@ import pytest
 import yaml
 from looking import only_readable, wait_for_a_row
 from trivial import Many, Nothing
+from trivial import row as trivial_row
 
 from flatmin.cli import main
+from flatmin.cli import run as cli_run
+from flatmin.cli import status as cli_status
 from flatmin.studies.plan import serialization
 from flatmin.studies.plan.comparison import Comparison
 from flatmin.studies.plan.recipe import Recipe
-from flatmin.studies.report import status
+from flatmin.studies.plan.tuning import Progress
+from flatmin.studies.report import status, terminal
 from flatmin.studies.run import processes
 from flatmin.studies.run.worker import work
 from flatmin.studies.store import provenance
@@ -141,6 +147,11 @@ def test_a_scale_says_what_is_smaller(tmp_path: Path, capsys: pytest.CaptureFixt
         ({}, "--workers 0", "--workers 0 is out of range"),
         ({}, "--storage mysql://host/db", "--storage mysql://host/db is no database"),
         ({}, "--out /dev/null/x", "cannot write to /dev/null/x"),
+        (
+            {"scales": {"full": {"fields": {"epochs": 10**8}}, "smoke": {}}},
+            "",
+            "at the scale full takes about ",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
@@ -181,7 +192,50 @@ def test_where_no_report_can_be_written_is_one_line_and_the_rows_are_kept(
         f"flatmin: cannot write {out / name} (Is a directory): mend that, and the same command "
         f"goes on; every run is kept"
     )
-    assert len(said) == 2  # the other tells how many runs are there already
+    assert re.fullmatch(
+        r"flatmin: mine/table-0 at the scale smoke: 2 runs, about 1 s with 1 worker here, "
+        r"estimated to a factor of two",
+        said[0],
+    )
+    assert len(said) == 3  # the other tells how many runs are there already
+
+
+def test_days_are_not_begun_without_a_yes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    long = {"full": {"fields": {"epochs": 10**7}}, "smoke": {"fields": {"epochs": 1}, "seeds": 1}}
+    command = ["run", str(recipe(tmp_path, scales=long)), "--out", str(tmp_path / "run")]
+    begun: list[int] = []
+    monkeypatch.setattr(cli_run, "train", lambda *_: bool(begun.append(1)))  # as if interrupted
+    assert main([*command, "--workers", "1"]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        r"flatmin: mine/table-0 at the scale full takes about [\d,.]+ h here: give --scale smoke "
+        r"\(\d+ s\), or --yes to begin\n",
+        said,
+    )
+    for stream in (sys.stdin, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    for answer, code in (("\n", 2), ("y\n", 130)):
+        monkeypatch.setattr(sys.stdin, "readline", lambda answer=answer: answer)
+        assert main(command) == code
+    assert begun == [1]
+    assert main(command) == 130  # what is begun goes on
+    assert main([*command[:-1], str(tmp_path / "other"), "--yes"]) == 130
+    assert "here: begin? [y/N] flatmin: mine" in capsys.readouterr().err
+
+
+def test_a_pipe_is_told_how_long_it_will_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    plan = Recipe.find(str(recipe(tmp_path))).at("full")
+    store = Store.open(tmp_path / "run", serialization.identity(plan), {})
+    first, second, *_ = plan.runs
+    done = trivial_row(first).model_copy(update={"wall": 60.0})
+    store.add(done)
+    assert store.claim(second, ProcessIdentity.here()) is not None
+    with terminal.ProgressBar("mine", plan.total, store, pause=0.0) as bar:
+        bar(store, Progress(1, 0, 7))
+    # one at work, half-way on average, and six to come
+    assert ", about 6 min left" in capsys.readouterr().err
 
 
 def test_an_error_of_the_system_is_one_line(
@@ -190,7 +244,7 @@ def test_an_error_of_the_system_is_one_line(
     def refused() -> None:
         raise PermissionError(13, "Permission denied", "there")
 
-    monkeypatch.setattr("flatmin.studies.plan.recipe.summaries", refused)
+    monkeypatch.setattr("flatmin.studies.plan.listing.summaries", refused)
     assert main(["recipes"]) == 2
     assert capsys.readouterr().err == "flatmin: there: Permission denied\n"
 
@@ -222,6 +276,17 @@ def test_a_run_that_is_not_there(command: str, tmp_path: Path, capsys: pytest.Ca
     assert main([command, str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
         f"flatmin: no run in {tmp_path}: give the folder of one, as `flatmin run` names it\n"
+    )
+
+
+def test_postgresql_without_its_driver_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    assert main(["status", "postgresql://me@nowhere/db#study"]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        r"flatmin: PostgreSQL needs psycopg \(.*\): pip install 'flatmin\[postgres\]'\n", said
     )
 
 
@@ -347,6 +412,63 @@ def test_status_tells_what_is_done_and_what_is_at_work(
     assert "1 of 8 runs done, 1 at work, 5 waiting, 1 failed" in said
     assert re.search(r"1 of 2 +2\.500 +12\.5 +30 +30 s", said)
     assert f"failed: {status.described(failed)}: ValueError: no" in said
+    assert "nobody is at work" not in said
+
+
+def _gone(owner: ProcessIdentity) -> tuple[ProcessIdentity, float]:
+    """A process of this machine that has ended, heard of a moment ago."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return replace(owner, pid=process.pid), time.time()
+
+
+@pytest.mark.parametrize(
+    ("left_by", "working"),
+    [
+        (_gone, False),
+        (lambda owner: (replace(owner, machine="elsewhere"), time.time() - 600), False),
+        # whose clock may be late
+        (lambda owner: (replace(owner, machine="elsewhere"), time.time() - 200), True),
+    ],
+)
+def test_status_knows_whether_anybody_is_at_work(
+    left_by: Callable[[ProcessIdentity], tuple[ProcessIdentity, float]],
+    working: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """And the report says the same."""
+    path = recipe(tmp_path)
+    plan = Recipe.find(str(path)).at("full")
+    out = tmp_path / "run"
+    described = serialization.described(plan, str(path))
+    store = Store.open(out, serialization.identity(plan), described)
+    done, at_work, *_ = plan.runs
+    work(store, _Only([done]), Nothing())
+    owner, heard = left_by(ProcessIdentity.here())
+    claim = store.claim(at_work, owner)
+    assert claim is not None
+    claim.say(CellProgress(count=3, epoch=1, seconds=30.0, loss=2.5, accuracy=12.5, at=heard))
+
+    assert main(["status", str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["done"], found["running"], found["waiting"]) == (1, working, 7 - working)
+    assert found["interrupted"] != working
+    command = f"flatmin run {path} --scale full --out {out}"
+    assert found["command"] == command
+    assert len(found["cells"]) == working
+    assert len(found["abandoned"]) == 1 - working
+    assert main(["report", str(out), "--markdown"]) == 0
+    someone = "1" if working else "nobody"
+    assert f"Not finished: 1 of 8 runs, {someone} at work." in capsys.readouterr().out
+    assert main(["status", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert (f"nobody is at work: to go on, {command}\n" in said) != working
+    if not working:
+        assert re.search(r"^left amid .*\n.* 1 of 2 ", said, re.MULTILINE)
+        monkeypatch.setattr(cli_status, "PATIENCE_SECONDS", 0.0)
+        assert main(["status", str(out), "--watch"]) == 1
 
 
 def test_status_of_what_can_only_be_read(
@@ -379,7 +501,7 @@ def test_recipes_lists_every_recipe_with_its_cost(capsys: pytest.CaptureFixture[
     assert main(["recipes"]) == 0
     said = capsys.readouterr().out
     line = next(line for line in said.splitlines() if line.startswith("agnostic-sam/table-5 "))
-    assert re.search(r"\d+ runs, [\d.]+ (s|min|h)", line)
+    assert re.search(r" \d+ +[\d,.]+ h +\d+ +\d+ min", line)
     assert "runs and hours on two cores, estimated" in said
 
 

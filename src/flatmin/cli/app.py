@@ -2,19 +2,40 @@
 
 A user's mistake ends with one line and status 2, an interrupt with one line and status 130.
 Everything beyond the standard library is imported where it is used, so that a missing extra is a
-line and no traceback.
+line and no traceback, and so that help and mistakes come at once: torch, which takes seconds, is
+imported when the arguments have been read.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import errno
+import importlib
 import io
+import itertools
 import os
+import re
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from typing import Any
 
 from flatmin.cli.messages import stop
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "compare": ("compare", "CompareArguments"),
+    "run": ("run", "RunArguments"),
+    "worker": ("run", "WorkerArguments"),
+    "status": ("status", "StatusArguments"),
+    "report": ("report", "ReportArguments"),
+    "inspect": ("inspect", "InspectArguments"),
+    "recipes": ("listings", "RecipesArguments"),
+    "methods": ("listings", "MethodsArguments"),
+    "meta": ("meta", "MetaArguments"),
+}
+"""By name: the module of `flatmin.cli` that has a function of that name, and what it takes."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stdout = sys.stdout or io.StringIO()  # None where it was closed
     try:
         try:
-            return _obey(arguments)
+            return _obey(list(sys.argv[1:] if arguments is None else arguments))
         finally:
             sys.stdout.flush()  # here, where an error can be told
     except ModuleNotFoundError as missing:
@@ -49,42 +70,119 @@ def _mute() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _obey(arguments: Sequence[str] | None) -> int:
-    import tyro
+def _obey(words: list[str]) -> int:
+    from flatmin.training.errors import InputError, unknown
 
-    from flatmin.cli import compare, inspect, listings, meta, report, run, status
-    from flatmin.cli.arguments import (
-        CompareArguments,
-        InspectArguments,
-        MetaArguments,
-        MethodsArguments,
-        RecipesArguments,
-        ReportArguments,
-        RunArguments,
-        StatusArguments,
-        WorkerArguments,
-    )
-    from flatmin.training.errors import InputError
+    name, *rest = words or [""]
+    if name in ("-h", "--help", "help"):
+        return _help()
+    if name in ("-V", "--version", "version"):
+        from flatmin.cli import version
 
-    commands: dict[Any, Any] = {
-        CompareArguments: compare.compare,
-        RunArguments: run.run,
-        WorkerArguments: run.worker,
-        StatusArguments: status.status,
-        ReportArguments: report.report,
-        InspectArguments: inspect.inspect,
-        RecipesArguments: listings.recipes,
-        MethodsArguments: listings.methods,
-        MetaArguments: meta.meta,
-    }
-    chosen = tyro.extras.subcommand_cli_from_dict(
-        {act.__name__: wanted for wanted, act in commands.items()},
-        prog="flatmin",
-        description="Sharpness-aware minimization, compared honestly.",
-        args=arguments,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+        return version.version()
     try:
-        return commands[type(chosen)](chosen)
+        if name not in COMMANDS:
+            if not name:
+                raise InputError(f"name a command: {', '.join(COMMANDS)}; see flatmin --help")
+            raise unknown("command", name, COMMANDS)
+        module, kind = COMMANDS[name]
+        wanted = _parsed(name, kind, rest)
+        if wanted is None:  # its help was asked for
+            return 0
+        return getattr(importlib.import_module(f"flatmin.cli.{module}"), name)(wanted)
     except InputError as mistake:
         return stop(str(mistake))
+
+
+def _help() -> int:
+    """Say what commands there are, each with the first sentence about what it takes."""
+    from flatmin.cli import arguments
+
+    print("usage: flatmin COMMAND …\n\nSharpness-aware minimization, compared honestly.\n")
+    width = max(map(len, COMMANDS)) + 4
+    columns = min(_columns(), 100)
+    for name, (_, kind) in COMMANDS.items():
+        sentence = (getattr(arguments, kind).__doc__ or "").split("\n\n")[0]
+        first, *more = textwrap.wrap(sentence, max(20, columns - width))
+        print(f"  {name:{width - 2}}{first}", *(f"{'':{width}}{line}" for line in more), sep="\n")
+    print(
+        "\nflatmin COMMAND --help tells what it takes; flatmin --version, what is installed here."
+    )
+    return 0
+
+
+def _columns() -> int:
+    import shutil
+
+    return shutil.get_terminal_size().columns
+
+
+def _parsed(name: str, kind: str, words: list[str]) -> Any:
+    """What is asked of a command; None if its help is, which has been printed then."""
+    import tyro
+
+    from flatmin.cli import arguments
+    from flatmin.training.errors import InputError
+
+    wanted, said = getattr(arguments, kind), io.StringIO()
+    _check(wanted, words)
+    try:
+        with redirect_stderr(said):
+            return tyro.cli(
+                wanted,
+                prog=f"flatmin {name}",
+                args=words,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as ended:
+        if not ended.code:
+            return None
+        raise InputError(_in_a_line(said.getvalue(), name)) from None
+
+
+def _check(kind: type, words: list[str]) -> None:
+    """Raise InputError for a flag that is not there, with the nearest; tyro may see it too late."""
+    from flatmin.cli import arguments
+    from flatmin.studies.plan.fewshot import FewShot
+    from flatmin.training.errors import unknown
+
+    kinds = (kind,)
+    if kind is arguments.MetaArguments:
+        if words and words[0] not in ("train", "test", "-h", "--help"):
+            raise unknown("command", f"meta {words[0]}", ("meta train", "meta test"))
+        kinds = (arguments.MetaTrain, arguments.MetaTest, FewShot)
+    names = ["help", *(field.name for each in kinds for field in dataclasses.fields(each))]
+    known = [name.replace("_", "-") for name in names]
+    for word in words:
+        flag = word.partition("=")[0].replace("_", "-")
+        if flag == "--":
+            return
+        if flag.startswith("--") and flag[2:] not in known:
+            near = difflib.get_close_matches(flag[2:], known, cutoff=0.6)
+            raise unknown("option", flag, [f"--{name}" for name in near or known])
+
+
+_SAID = (
+    (r"Error parsing (.*)", r"\1"),
+    (r"Unrecognized options?: ([^\s,]+).*", r"\1 is more than it takes"),
+    (r"Missing from [^:]*: (\S+) (.*)\. \(required\)", r"\1 is missing: \2"),
+    (r"Missing value for argument '(.*)'.*", r"\1 takes a value"),
+    (r"invalid choice '(.*)' for argument '(.*)'. Expected one of \((.*)\)", r"\2 \1: give \3"),
+    (r"Expected one of \{(.*)\}", r"give one of \1"),
+)
+"""What tyro says, and how it is said here."""
+
+
+def _in_a_line(box: str, name: str) -> str:
+    """What tyro says in a box of several lines, as flatmin says everything."""
+    lines = [line.strip("│| ") for line in box.splitlines()]
+    # a title, perhaps in the frame; below it parts, with a rule between them: the first says it
+    _, *rest = [line for line in lines if line]
+    start = next((at for at, line in enumerate(rest) if line.strip("─-")), 0)
+    parts = itertools.takewhile(lambda line: line.strip("─-╰╯ "), rest[start:])
+    said = " ".join(parts).rstrip(". ")
+    for theirs, ours in _SAID:
+        said = re.sub(f"^{theirs}$", ours, said)
+    if ": give " in said:  # names of Python's strings, and what stands for nothing given
+        said = said.replace(", 'None'", "").replace("', '", " or ").replace("'", "")
+    return f"{said}; see flatmin {name} --help"

@@ -186,6 +186,8 @@ class RunArguments:
     """Where long runs are saved after each epoch; a URL that all machines reach, such as s3://…"""
     keep: Annotated[Literal["weights"] | None, arg(metavar="weights", help_behavior_hint="")] = None
     """What stays of every run beside its row: its final weights, under weights/ in the folder."""
+    yes: Annotated[bool, _SWITCH] = False
+    """Begin though it is estimated to take more than a day."""
     allow_mixed: Annotated[bool, _SWITCH] = False
     """Go on with rows that other code has made."""
     tensorboard: Annotated[bool, _SWITCH] = False

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def compare(wanted: CompareArguments) -> int:
     """Train methods side by side, print the table and write the report."""
-    importlib.import_module("plotly")  # of the report: better missed now than after the training
+    importlib.import_module("jinja2")  # of the report: better missed now than after the training
 
     from flatmin.studies.plan.comparison import begin, default_folder, settled
     from flatmin.studies.report import comparison as report

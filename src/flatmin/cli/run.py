@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flatmin.cli.messages import AGAIN, stop
+from flatmin.cli.messages import AGAIN, raised_interrupts, stop
 
 if TYPE_CHECKING:
     from flatmin.cli.arguments import RunArguments, WorkerArguments
     from flatmin.studies.plan.grid import ScaledRecipe
+    from flatmin.studies.plan.recipe import Recipe
     from flatmin.studies.plan.tuning import Plan
     from flatmin.studies.run.trainer import Trainer
     from flatmin.studies.store.store import Store
@@ -30,12 +31,18 @@ def run(wanted: RunArguments) -> int:
     recipe = Recipe.find(wanted.recipe)
     recipe.require()
     plan = recipe.at(wanted.scale)
-    if "meta" in recipe.needs:
-        return _tasks(wanted, plan)
-    workers = worker_count(wanted.workers)
-    require(plan.runs)
     name = f"{recipe.name}-{plan.scale}"
-    location = StudyLocation.new(wanted.out or Path("runs") / name, wanted.storage, study=name)
+    folder = wanted.out or Path("runs") / name
+    few_shot = "meta" in recipe.needs
+    workers = 1 if few_shot else worker_count(wanted.workers)
+    for note in [] if few_shot else require(plan.runs):
+        print(f"flatmin: {note}", file=sys.stderr)
+    begun = files.is_folder(folder) if few_shot else files.is_file(folder / "study.db")
+    if not (begun or wanted.yes):
+        _require_time(recipe, plan, workers)
+    if few_shot:
+        return _tasks(wanted, recipe, plan, folder)
+    location = StudyLocation.new(folder, wanted.storage, study=name)
     identity, description = (
         serialization.identity(plan),
         serialization.described(plan, wanted.recipe),
@@ -49,6 +56,7 @@ def run(wanted: RunArguments) -> int:
         tensorboard=wanted.tensorboard,
         keep=bool(wanted.keep),
     )
+    _announce(recipe, plan, workers)
     if not train(store, plan, serialization.named(plan), trainer, workers):
         return 130
     page = store.folder / "report.html"
@@ -60,7 +68,49 @@ def run(wanted: RunArguments) -> int:
     return 1 if store.failures else 0
 
 
-def _tasks(wanted: RunArguments, plan: ScaledRecipe) -> int:
+DAY = 24.0
+"""Hours beyond which a run is asked for twice."""
+
+
+def _require_time(recipe: Recipe, plan: ScaledRecipe, workers: int) -> None:
+    """Raise InputError where a run takes more than a day, unless the user says yes to that."""
+    from flatmin.studies.report import text
+    from flatmin.training.errors import InputError
+
+    hours = plan.estimate.hours_here(workers)
+    if hours <= DAY:
+        return
+    takes = (
+        f"{recipe.name} at the scale {plan.scale} takes about {text.duration(3600 * hours)} here"
+    )
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        print(f"flatmin: {takes}: begin? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            return
+    smaller = ""
+    for scale in ("small", "smoke"):
+        if scale in recipe.scales and scale != plan.scale:
+            seconds = 3600 * recipe.at(scale).estimate.hours_here(workers)
+            smaller = f"give --scale {scale} ({text.duration(seconds)}), or "
+            break
+    raise InputError(f"{takes}: {smaller or 'give '}--yes to begin")
+
+
+def _announce(recipe: Recipe, plan: ScaledRecipe, workers: int) -> None:
+    """Say how much there is to do."""
+    from flatmin.studies.report import text
+
+    cost = plan.estimate
+    print(
+        f"flatmin: {recipe.name} at the scale {plan.scale}: {cost.runs:,} runs, about "
+        f"{text.duration(3600 * cost.hours_here(workers))} with {workers} "
+        f"{'workers' if workers > 1 else 'worker'} here, estimated to a factor of two",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _tasks(wanted: RunArguments, recipe: Recipe, plan: ScaledRecipe, folder: Path) -> int:
     """The table of few-shot learning that a recipe asks for: its cells, one after another."""
     from flatmin.cli.meta import StepReport
     from flatmin.studies.meta import page, recipes, testing
@@ -73,7 +123,7 @@ def _tasks(wanted: RunArguments, plan: ScaledRecipe) -> int:
                 f"--{flag}: the cells of few-shot learning are done one after another, in their "
                 "folders: leave it out, or share one by torchrun and flatmin meta train"
             )
-    folder = wanted.out or Path("runs") / f"{plan.recipe.name}-{plan.scale}"
+    _announce(recipe, plan, 1)
     found = recipes.run(plan, folder, tell=lambda cell: StepReport(f"{cell.name}: "))
     tables = testing.tables([tested for each in found for tested in each.tested])
     command = f"flatmin run {wanted.recipe} --scale {plan.scale}"
@@ -135,7 +185,7 @@ def train(
     if retry:
         store.retry()
     try:
-        with terminal.ProgressBar(name, plan.total, store) as progress:
+        with raised_interrupts(), terminal.ProgressBar(name, plan.total, store) as progress:
             processes.run(store, plan, trainer, workers, progress)
     except KeyboardInterrupt:
         store.refresh()

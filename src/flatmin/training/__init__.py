@@ -7,8 +7,29 @@ run up again, bit for bit; `processes` shares one among several. A base optimize
 `bases.BASES`, a schedule one of `schedules.SCHEDULES`, an observable one of `recorder.OBSERVABLES`.
 """
 
-from flatmin.training.data.images import ImageData, load
-from flatmin.training.errors import InputError
-from flatmin.training.loop import Epoch, Run, Training, train
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers; at run time, see `__getattr__`
+    from flatmin.training.data.images import ImageData, load
+    from flatmin.training.errors import InputError
+    from flatmin.training.loop import Epoch, Run, Training, train
+
+_HOMES = {"ImageData": "data.images", "load": "data.images", "InputError": "errors"}
+"""Where a public name is defined, if not in `loop`."""
+
+
+def __getattr__(name: str) -> Any:
+    """What is asked for, imported now: an error in one line takes no torch."""
+    if name not in __all__:
+        raise AttributeError(f"module 'flatmin.training' has no attribute {name!r}")
+    found = getattr(import_module(f"flatmin.training.{_HOMES.get(name, 'loop')}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __all__ = ["Epoch", "ImageData", "InputError", "Run", "Training", "load", "train"]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-
-from markupsafe import Markup
+from typing import Any
 
 from flatmin.studies.meta.testing import TestedMethod, TestTable
-from flatmin.studies.report import html, text
+from flatmin.studies.report import colours, html, text
+from flatmin.studies.report.figures import Figure
 from flatmin.studies.report.statistics import SEEDS, Difference
 
 HEADINGS = (
@@ -21,9 +21,6 @@ HEADINGS = (
     "seconds",
     "diverged",
 )
-
-WIDTH, HEIGHT = 640, 200
-COLOURS = ("#3366cc", "#dc3912", "#109618", "#990099", "#ff9900", "#0099c6", "#dd4477", "#66aa00")
 
 
 def markdown(tables: Sequence[TestTable], command: str) -> str:
@@ -48,9 +45,13 @@ def page(tables: Sequence[TestTable], command: str) -> str:
     return html.page(
         "meta.html",
         [],
+        [curves(table) for table in tables],
         headings=HEADINGS,
-        tables=[(table, note(table), [cells(line) for line in table.lines]) for table in tables],
-        curves=[curve(table) for table in tables],
+        tables=[
+            (table, note(table), [cells(line) for line in table.lines], styles(table))
+            for table in tables
+        ],
+        plotted=PLOTS,
         command=command,
     )
 
@@ -82,31 +83,47 @@ def _gap(gap: Difference | None, *, bold: bool) -> str:
     return f"**{said}**" if bold else said
 
 
-def curve(table: TestTable) -> Markup:
-    """The validation accuracy over meta-steps, one line a method (its first seed)."""
-    rows = [row for history in table.curves.values() for row in history]
-    if len({row.step for row in rows}) < 2:
-        return Markup("")
-    most = max(row.step for row in rows)
-    low, high = min(row.accuracy for row in rows), max(row.accuracy for row in rows)
-    height = max(high - low, 1e-9)
+PLOTS = {
+    "figures": [
+        Figure(
+            "curve",
+            "Validation accuracy along meta-training",
+            "%, of the first seed",
+            "Validation accuracy of each method by meta-step",
+            curve="accuracy",
+            x="epoch",
+            wide=True,
+        )
+    ],
+    "axes": dict[str, tuple[str, ...]](),
+}
+"""What is drawn below a table."""
 
-    def at(step: int, accuracy: float) -> str:
-        return f"{WIDTH * step / most:.1f},{HEIGHT - HEIGHT * (accuracy - low) / height:.1f}"
 
-    drawn = Markup("")
-    for (title, history), colour in zip(
-        table.curves.items(), COLOURS * (1 + len(table.curves) // len(COLOURS)), strict=False
-    ):
-        points = " ".join(at(row.step, row.accuracy) for row in history)
-        drawn += Markup(
-            '<polyline fill="none" stroke="{}" stroke-width="2" points="{}"><title>{}</title>'
-            "</polyline>"
-        ).format(colour, points, title)
-    label = Markup(
-        '<text x="0" y="{}" fill="currentColor" font-size="12">validation accuracy, {} to {} %, '
-        "over {} meta-steps</text>"
-    ).format(HEIGHT + 16, f"{low:.1f}", f"{high:.1f}", most)
-    return Markup('<svg viewBox="0 0 {} {}" role="img" width="100%">{}{}</svg>').format(
-        WIDTH, HEIGHT + 20, drawn, label
-    )
+def styles(table: TestTable) -> dict[str, dict[str, str]]:
+    """How each method is drawn."""
+    found = colours.styles({line.title: line.method for line in table.lines})
+    return {title: style.as_data() for title, style in found.items()}
+
+
+def curves(table: TestTable) -> dict[str, Any]:
+    """The validation accuracy over meta-steps, one line a method, as the page's script takes it."""
+    lines = [
+        {
+            "method": at,
+            "curves": {
+                "accuracy": {
+                    "x": [row.step for row in table.curves[line.title]],
+                    "mean": [row.accuracy for row in table.curves[line.title]],
+                    "sd": [0.0 for _ in table.curves[line.title]],
+                }
+            },
+        }
+        for at, line in enumerate(table.lines)
+    ]
+    return {
+        "axes": [],
+        "over": "meta-step",
+        "methods": [{"title": title, "style": style} for title, style in styles(table).items()],
+        "settings": [{"labels": [], "lines": lines}],
+    }

@@ -74,7 +74,7 @@ class TestedMethod:
     """A method on one problem.
 
     Fields:
-        title: of the method.
+        title: of the method; `method` is its name.
         seeds: of its trainings.
         best, last: mean accuracy in percent, with half of its 95 % interval over the tasks.
         gap: best minus that of the first method, paired over the tasks that both were tested on;
@@ -86,6 +86,7 @@ class TestedMethod:
     """
 
     title: str
+    method: str
     seeds: tuple[int, ...]
     best: tuple[float, float]
     last: tuple[float, float]
@@ -162,6 +163,7 @@ def _table(methods: Mapping[str, Sequence[Tested]]) -> TestTable:
         lines.append(
             TestedMethod(
                 title,
+                members[0].settings.method,
                 tuple(sorted(each.settings.seed for each in members)),
                 (Spread.of(best).mean, training.half_width(best)),
                 (Spread.of(last).mean, training.half_width(last)),

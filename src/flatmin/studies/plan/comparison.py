@@ -28,7 +28,7 @@ from flatmin.studies.store.row import Row
 from flatmin.studies.store.store import Failed, Store
 from flatmin.training import evaluation, losses, models, own, schedules, trial
 from flatmin.training.data import noise
-from flatmin.training.data.images import ImageData
+from flatmin.training.data.images import ImageData, require_shared_classes
 from flatmin.training.data.samples import AnyData, load_any
 from flatmin.training.errors import InputError, unknown
 from flatmin.training.loop import Training
@@ -156,6 +156,12 @@ class Comparison(BaseModel):
         names = tune.split(",") if isinstance(tune, str) else tune
         return tuple(sorted({str(name).strip() for name in names}, reverse=True))
 
+    @field_validator("methods")
+    @classmethod
+    def _by_name(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        """However they are written: what is asked for has one hash."""
+        return tuple(name if own.is_own(name) else own.method(name).name for name in given)
+
     @field_validator("noise")
     @classmethod
     def _canonical(cls, text: str) -> str:
@@ -174,9 +180,6 @@ class Comparison(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Comparison:
-        for name in self.methods:
-            if not own.is_own(name):
-                own.method(name)
         if not self.methods:
             raise InputError("--methods is empty: name at least one, for example sgd,sam")
         if len(set(self.methods)) < len(self.methods):
@@ -382,7 +385,7 @@ def settled(given: Mapping[str, Any]) -> tuple[Comparison, AnyData, list[str]]:
     typed = [name for name, value in given.items() if value is not None]
     comparison, notes = fitted(comparison, data, typed)
     check(comparison, data)
-    return comparison, data, notes
+    return comparison, data, [*data.notes, *notes]
 
 
 def fitted(
@@ -479,6 +482,8 @@ def _meaning(comparison: Comparison) -> dict[str, Any]:
 
 def check(comparison: Comparison, data: AnyData) -> None:
     """Raise now what the first run would raise."""
+    if isinstance(data, ImageData):
+        require_shared_classes(data)
     count = _trained_on(comparison, data)
     if comparison.batch > count:
         raise InputError(

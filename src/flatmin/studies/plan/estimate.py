@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -16,6 +17,7 @@ import torch
 
 from flatmin.policy import LargeGradient
 from flatmin.studies.plan.analyses import asked
+from flatmin.studies.plan.fewshot import FewShot
 from flatmin.training import own
 from flatmin.training.settings import Training
 
@@ -81,6 +83,9 @@ SPEED = 20_000.0
 """Millions of a network's multiplications whose forward and backward passes two cores do a second:
 500 images/s for ResNet-20."""
 
+GPU = 50
+"""Processor cores that a GPU stands for. Of small networks it is fewer, of large ones many more."""
+
 OVERHEAD = 25e-6
 """Seconds an image takes besides."""
 
@@ -105,6 +110,22 @@ class CostEstimate:
         seconds = sum(map(seconds_of, every))
         return cls(len(every), sum(map(samples_of, every)), seconds / 3600)
 
+    @classmethod
+    def of_episodes(cls, trainings: Iterable[FewShot]) -> CostEstimate:
+        """Of few-shot trainings, their tests left out."""
+        every = list(trainings)
+        samples = [_samples_of_episodes(each) for each in every]
+        seconds = [
+            n * _seconds_per_episode_sample(each) for n, each in zip(samples, every, strict=True)
+        ]
+        return cls(len(every), sum(samples), sum(seconds) / 3600)
+
+    def hours_here(self, workers: int) -> float:
+        """On this machine, with so many processes: a core for each, or a GPU."""
+        gpus = torch.cuda.device_count()
+        cores = min(workers, gpus) * GPU if gpus else min(workers, os.cpu_count() or 1)
+        return self.hours * 2 / cores
+
 
 def samples_of(training: Training) -> float:
     """Forward-and-backward passes over single images in one run; 0 for an unknown data set."""
@@ -124,6 +145,21 @@ def seconds_of(training: Training) -> float:
     evaluated = training.epochs * (held_out or known.test)
     # a forward pass is a third of a forward and a backward pass
     return (samples_of(training) + evaluated / 3) * _seconds_per_sample(training, known.side)
+
+
+def _samples_of_episodes(settings: FewShot) -> float:
+    """The way back through the inner steps costs about as much again as the way there."""
+    looks = 1 if settings.method == "sgd" else 2
+    adapted = settings.shots * settings.inner_steps * looks
+    return 2.0 * settings.steps * settings.tasks * settings.ways * (adapted + settings.queries)
+
+
+def _seconds_per_episode_sample(settings: FewShot) -> float:
+    multiplications, reference = NETWORKS["conv4"]
+    side = SETS[settings.data].side if settings.data in SETS else 32
+    strides = 4 if settings.down == "stride" else 1  # each block works on the halved image
+    share = (side / reference) ** 2 * (settings.filters / 64) ** 2 / strides
+    return OVERHEAD + multiplications * share / SPEED
 
 
 def _images(training: Training) -> int:

@@ -7,12 +7,14 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
-from flatmin import methods
-from flatmin.meta import Perturbation
+import flatmin
 from flatmin.studies.store import files
 from flatmin.training.errors import InputError, unknown
+
+if TYPE_CHECKING:  # `flatmin meta train --help` takes no torch
+    from flatmin.meta import Perturbation
 
 Data: TypeAlias = Literal["omniglot", "cifar-fs", "mini-imagenet"]
 DATA: tuple[Data, ...] = ("omniglot", "cifar-fs", "mini-imagenet")
@@ -191,7 +193,9 @@ class FewShot:
 
     def _sharp(self, rho: float | None) -> Perturbation | None:
         try:
-            return None if self.method == "sgd" else Perturbation.named(self.method, rho)
+            return (
+                None if self.method == "sgd" else flatmin.meta.Perturbation.named(self.method, rho)
+            )
         except ValueError as error:
             raise InputError(str(error)) from None
 
@@ -200,14 +204,14 @@ class FewShot:
         """The method in words."""
         if self.method == "sgd":
             return "FOMAML" if self.first_order else "MAML"
-        title = methods.find(self.method).title
+        title = flatmin.methods.find(self.method).title
         name = "Sharp-MAML" if self.method == "sam" else f"MAML with {title}"
         first = ", first order" if self.first_order else ""
         return f"{name} ({self.level}{first}, ρ {self.rho or self._default_rho:g})"
 
     @property
     def _default_rho(self) -> float:
-        return methods.find(self.method).rho
+        return flatmin.methods.find(self.method).rho
 
     @property
     def problem(self) -> tuple[Any, ...]:

@@ -164,6 +164,16 @@ class ScaledRecipe:
     @cached_property
     def estimate(self) -> CostEstimate:
         """Of the cost of all runs."""
+        if "meta" in self.recipe.needs:
+            tried = len(self.tune.rho or self.tune.factors) * self.tune.seeds if self.tune else 0
+            every = (
+                (FewShot.of(changes, 0), changes.get("method") != "sgd")
+                for setting in self.settings
+                for changes in setting.changes.values()
+            )
+            return CostEstimate.of_episodes(
+                usual for usual, tuned in every for _ in range(self.seeds + (tried if tuned else 0))
+            )
         return CostEstimate.of(tuning.expected(self.tuned_methods, {}, frozenset()))
 
     def printed(
@@ -280,7 +290,8 @@ class ScaledRecipe:
         budget = given.pop("budget", None)
         factor = given.pop("factor", 1.0)
         given.pop("tune", None)
-        default = methods.find(given["method"]).rho
+        method = methods.find(given["method"])
+        given["method"], default = method.name, method.rho
         if not default:
             given.pop("rho", None)
         elif factor != 1.0:

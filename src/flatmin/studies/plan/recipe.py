@@ -11,24 +11,20 @@ written.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
-import flatmin
 from flatmin.studies.plan import yamlfile
 from flatmin.studies.plan.analyses import asked
-from flatmin.studies.plan.estimate import CostEstimate
 from flatmin.studies.plan.grid import ScaledRecipe
 from flatmin.studies.plan.measures import MEASURES
 from flatmin.studies.plan.schema import (
     RecipeContent,
-    Scale,
     Strict,
     first_of,
 )
+from flatmin.studies.plan.shipped import folder, names
 from flatmin.studies.store import files
 from flatmin.training.data import corruptions, sets
 from flatmin.training.errors import InputError, unknown
@@ -157,53 +153,7 @@ def _require_examination(name: str) -> None:
         raise unknown("examination", name, ["top-5", *known[2:]])
 
 
-def folder() -> Path:
-    """Where the recipes that come with flatmin are: in the package, or beside its source."""
-    package = Path(flatmin.__file__).parent
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parents[1] / "recipes"
-
-
-def names() -> list[str]:
-    """Of the recipes that come with flatmin, by paper and number."""
-    found = [path.relative_to(folder()).with_suffix("") for path in folder().glob("*/*.yaml")]
-    return sorted((path.as_posix() for path in found), key=_by_number)
-
-
-def _by_number(name: str) -> tuple[str, str, int, str]:
-    paper, _, shown = name.partition("/")
-    kind, _, number = shown.partition("-")
-    digits = number.rstrip("abcdefgh")  # the parts of a figure
-    return paper, kind, int(digits) if digits.isdecimal() else 0, number
-
-
 def papers() -> dict[str, Paper]:
     """By the names of their folders."""
     content = yamlfile.read(folder() / "papers.yaml")
     return {name: Paper.model_validate(paper) for name, paper in content.items()}
-
-
-@dataclass(frozen=True)
-class RecipeSummary:
-    """A recipe in a list: its name, what it is, and what each scale takes."""
-
-    name: str
-    shows: str
-    title: str
-    needs: tuple[str, ...]
-    estimates: Mapping[Scale, CostEstimate]
-
-
-def summaries() -> list[RecipeSummary]:
-    """Every recipe that comes with flatmin."""
-    found = [Recipe.find(name) for name in names()]
-    return [
-        RecipeSummary(
-            recipe.name,
-            recipe.shows,
-            recipe.title,
-            recipe.needs,
-            {scale: recipe.at(scale).estimate for scale in recipe.scales},
-        )
-        for recipe in found
-    ]

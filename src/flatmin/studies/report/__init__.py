@@ -5,6 +5,7 @@
 Start with `section.of_record`, which makes of a run everything that a report says about it;
 `summary` and `statistics` compare methods, `paper` sets them beside the paper. `flatmin compare`
 ends with the page of `comparison`; `flatmin report` sets several runs on one page (`html`) or
-writes texts (`export`). Every page is one HTML file that opens without a network. Plotly is inside;
-the tables are plain HTML and need no script.
+writes texts (`export`). Every page is one small HTML file that opens without a network: its script
+draws the plots as SVG; the tables are plain HTML and need no script. `colours` says how each method
+is drawn.
 """

@@ -40,6 +40,9 @@ def _section(section: Section) -> Iterable[str]:
     yield from (f"- {_plain(remark)}" for remark in section.remarks)
     if section.remarks:
         yield ""
+    if section.table.same:
+        yield f"The same for all: {_plain('; '.join(section.table.same))}."
+        yield ""
     if any(group.entries for group in section.table.groups):
         yield from _table(section)
         yield ""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flatmin.studies.plan.analyses import EACH_EPOCH, SENTENCES
+from flatmin.studies.report import colours
 from flatmin.studies.report.frontier import dominated, frontier
 from flatmin.studies.report.measures import Heading, heading
 from flatmin.studies.report.paper import PaperTable
@@ -121,7 +122,7 @@ def data(
         "first": first,
         "unit": heading(measure).unit,
         "axes": [{"name": name, "labels": list(labels)} for name, labels in axes.items()],
-        "methods": list(methods),
+        "methods": _methods(blocks, methods),
         "settings": [
             {
                 "labels": [block.position[axis] for axis in axes],
@@ -135,6 +136,13 @@ def data(
             for block in blocks
         ],
     }
+
+
+def _methods(blocks: Sequence[PaperTable], titles: Sequence[str]) -> list[dict[str, Any]]:
+    """What each is called and how it is drawn; one without a line yet goes by its title."""
+    known = {line.title: line.method for block in blocks for line in block.summary.lines}
+    styles = colours.styles({title: known.get(title, title) for title in titles})
+    return [{"title": title, "style": style.as_data()} for title, style in styles.items()]
 
 
 def _line(block: PaperTable, line: Line, method: int, comparable: bool) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -15,10 +15,17 @@ from flatmin.studies.report.section import Section
 from flatmin.studies.store import files, provenance
 
 
-def page(template: str, sections: Sequence[Section], **content: Any) -> str:
-    """The HTML document of a template, with its sheets and their figures."""
+def page(
+    template: str,
+    sections: Sequence[Section],
+    drawn: Sequence[Mapping[str, Any]] | None = None,
+    **content: Any,
+) -> str:
+    """The HTML document of a template, with its sheets and what their figures show.
+
+    `drawn` is the same for a page that has no sheets; see `figures.data`.
+    """
     import jinja2
-    import plotly.offline  # half a second, which those who only look at a run need not wait
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("flatmin.studies.report"),
@@ -32,8 +39,7 @@ def page(template: str, sections: Sequence[Section], **content: Any) -> str:
         sections=sections,
         versions=", ".join(f"{name} {version}" for name, version in provenance.versions().items()),
         written=dt.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        figures=script([section.data for section in sections]),
-        plotly=Markup(plotly.offline.get_plotlyjs()),  # its own text, not the user's
+        figures=script(drawn or [section.data for section in sections]),
         **content,
     )
 

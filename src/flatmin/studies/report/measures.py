@@ -33,6 +33,11 @@ class Heading:
         """Whether methods are ranked by it."""
         return self.accuracy or self.metric
 
+    @property
+    def named(self) -> str:
+        """Both on one line: `Test accuracy (%)`."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
 
 _HEADINGS: Mapping[str, Heading] = {
     "accuracy": Heading("Test accuracy", "%", accuracy=True),

@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.table import Table
+from rich.console import RenderableType
 
 from flatmin.studies.plan.grid import ScaledRecipe
 from flatmin.studies.plan.schema import Position, Printed
-from flatmin.studies.report import summary, text
+from flatmin.studies.report import columns, summary, text
+from flatmin.studies.report.columns import ConsoleColumn
 from flatmin.studies.report.measures import heading
 from flatmin.studies.report.statistics import Difference
 from flatmin.studies.report.summary import Line, Summary, Verdict
@@ -120,32 +121,43 @@ def verdict_of(plan: ScaledRecipe, settings: Sequence[PaperTable]) -> Verdict | 
     return verdict(settings) if heading(plan.measure).accuracy else None
 
 
-def table(plan: ScaledRecipe, rows: Mapping[str, Row]) -> Table:
-    """For the terminal; an axis with one label has no column."""
+def table(plan: ScaledRecipe, rows: Mapping[str, Row], width: int) -> RenderableType:
+    """For a terminal of that many characters; an axis with one label has no column."""
     axes = [axis for axis, values in plan.grid.items() if len(values) > 1]
-    several = len(plan.measures) > 1
-    shown = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for title in (*axes, "method", *(["measure"] if several else [])):
-        shown.add_column(title, no_wrap=True)
-    for title in (plan.measure if not several else "ours", "runs", "paper", "difference"):
-        shown.add_column(title, justify="right", no_wrap=True)
-    shown.add_column("gradients a step", justify="right")
-    settings = blocks(plan, rows)
-    for measure, block in itertools.product(plan.measures, settings):
+    measures = plan.measures
+    several = len(measures) > 1
+    lines: list[Sequence[str]] = []
+    leads: list[bool] = []
+    for measure, block in itertools.product(measures, blocks(plan, rows)):
         for line in block.summary.lines:
             ours, printed = line.spread(measure), block.paper(line, measure)
-            shown.add_row(
-                *(block.position[axis] for axis in axes),
-                line.title,
-                *([measure] if several else []),
-                text.spread(ours, heading(measure).digits),
-                str(ours.n),
-                text.printed(printed),
-                text.signed(ours.mean - printed.mean if printed else math.nan),
-                text.number(line.ratio),
-                style="bold" if measure == line.measure and block.summary.rank(line) else None,
+            lines.append(
+                (
+                    *(block.position[axis] for axis in axes),
+                    line.title,
+                    *([heading(measure).named] if several else []),
+                    text.spread(ours, heading(measure).digits),
+                    str(ours.n),
+                    text.printed(printed),
+                    text.signed(ours.mean - printed.mean if printed else math.nan),
+                    text.number(line.ratio),
+                )
             )
-    return shown
+            leads.append(measure == line.measure and bool(block.summary.rank(line)))
+    return columns.table(
+        [
+            *(ConsoleColumn(name, left=True) for name in (*axes, "method")),
+            *([ConsoleColumn("measure", left=True, least=12)] if several else []),
+            ConsoleColumn("ours" if several else heading(plan.measure).named),
+            ConsoleColumn("runs", 3),
+            ConsoleColumn("paper", 1),
+            ConsoleColumn("ours −\npaper", 2),
+            ConsoleColumn("gradients\na step", 4),
+        ],
+        lines,
+        width,
+        bold=leads,
+    )
 
 
 def _leads(block: PaperTable) -> Iterable[Difference]:

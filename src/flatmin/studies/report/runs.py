@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,16 +34,18 @@ class Record:
         plan: what there is to do.
         rows: what has been done, by key.
         failures: the runs given up.
-        running: how many are at work.
+        running: how many are at work; None where that is not known.
         asked: what `flatmin run` was given for the recipe; empty for its name.
+        note: what must be known of where the rows come from; empty for nothing.
     """
 
     where: str
     plan: StoredPlan
     rows: Mapping[str, Row]
     failures: tuple[Failed, ...] = ()
-    running: int = 0
+    running: int | None = None
     asked: str = ""
+    note: str = ""
 
     @cached_property
     def progress(self) -> Progress:
@@ -55,16 +58,24 @@ class Record:
         """Of a store as it was last read."""
         failures = tuple(store.failures.values())
         asked = serialization.asked(store.plan)
-        return cls(str(store.location), plan, store.rows, failures, len(store.running), asked)
+        return cls(str(store.location), plan, store.rows, failures, len(store.at_work), asked)
 
 
-def records(given: Sequence[str]) -> list[Record]:
+def records(given: Sequence[str], tell: Callable[[str], object] | None = None) -> list[Record]:
     """What is in `given`, in their order: folders of runs, folders that hold such, URLs.
 
-    Raises InputError where there is no run, or none of them has a finished row.
+    Where some of several runs cannot be read, `tell` is told why, and the others are returned.
+
+    Raises InputError where there is no run, where none can be read, or none has a finished row.
     """
     paths = dict.fromkeys(path for where in given for path in _runs(where))
-    found = [_read(path) for path in paths]
+    found, wrong = _all(paths)
+    if not found:
+        raise wrong[0]
+    for error in wrong:
+        if tell is None:
+            raise error
+        tell(f"left out: {error}")
     if not any(record.rows for record in found):
         one = found[0].where if len(found) == 1 else f"any of the {len(found)} runs"
         raise InputError(
@@ -81,6 +92,17 @@ def holds_run(path: Path) -> bool:
 def record(path: str) -> Record:
     """The run in a folder, however far it is."""
     return _read(path)
+
+
+def _all(paths: Iterable[str]) -> tuple[list[Record], list[InputError]]:
+    found: list[Record] = []
+    wrong: list[InputError] = []
+    for path in paths:
+        try:
+            found.append(_read(path))
+        except InputError as error:  # noqa: PERF203
+            wrong.append(error)
+    return found, wrong
 
 
 def folder(given: Sequence[str]) -> Path:
@@ -125,17 +147,29 @@ def _read(path: str) -> Record:
     exported = Path(path) / "results.json"
     if "://" not in path and not any(files.is_file(Path(path) / mark) for mark in _MARKS[:2]):
         return _exported(exported)
+    try:
+        return _stored(path)
+    except InputError as error:
+        if "://" in path or not files.is_file(exported):
+            raise
+        with suppress(InputError):
+            record = _exported(exported)
+            return replace(record, note=f"Read from results.json, since {error}.")
+        raise
+
+
+def _stored(path: str) -> Record:
+    """From its database."""
     location = StudyLocation.of(path)
     try:
         with database.readable(location) as there:
             store = Store.join(there, allow_mixed=True)
-            return replace(
-                Record.of(store, serialization.restored(store.plan)), where=str(location)
-            )
-    except InputError:
-        if database.writable(location) or not files.is_file(exported):
+            record = Record.of(store, serialization.restored(store.plan))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, InputError):
             raise
-        return _exported(exported)
+        raise database.foreign(location) from None  # whole for SQLite, but not what we write
+    return replace(record, where=str(location))
 
 
 def _exported(path: Path) -> Record:

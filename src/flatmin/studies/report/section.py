@@ -13,6 +13,7 @@ from flatmin.studies.plan.comparison import Comparison
 from flatmin.studies.plan.grid import ScaledRecipe, merged
 from flatmin.studies.plan.recipe import papers
 from flatmin.studies.plan.schema import Changes
+from flatmin.studies.plan.serialization import StoredPlan
 from flatmin.studies.plan.tuning import Progress
 from flatmin.studies.report import drawings, figures, status, summary, tables, text
 from flatmin.studies.report import paper as with_paper
@@ -24,6 +25,7 @@ from flatmin.studies.report.runs import Record
 from flatmin.studies.report.summary import Summary, Verdict
 from flatmin.studies.report.tables import Layout, Table
 from flatmin.studies.store import files
+from flatmin.studies.store.location import StudyLocation
 from flatmin.studies.store.row import Row
 from flatmin.studies.store.store import Failed
 from flatmin.training import losses, own
@@ -83,6 +85,11 @@ class Section:
     def alone(self) -> bool:
         """Whether settings are compared rather than methods."""
         return len(self.methods) == 1 and bool(self.axes)
+
+    @property
+    def styles(self) -> Mapping[str, Mapping[str, str]]:
+        """How each method is drawn."""
+        return {method["title"]: method["style"] for method in self.data["methods"]}
 
     @property
     def anchor(self) -> str:
@@ -198,6 +205,17 @@ def _costs(comparison: Comparison) -> tuple[str, ...]:
     return tuple(name for name in tables.COSTS if name not in left_out)
 
 
+def continuing(location: StudyLocation, plan: StoredPlan, asked: str) -> str:
+    """The command that goes on with a run; `asked` as in `Record`."""
+    if location.folder is None:
+        return shlex.join(["flatmin", "worker", str(location)])
+    begun = command(plan) if isinstance(plan, Comparison) else _command(plan, asked)
+    further = ["--out", str(location.folder)]
+    if location.url is not None:
+        further += ["--storage", str(location)] + ["--yes"] * (not isinstance(plan, Comparison))
+    return f"{begun} {shlex.join(further)}"
+
+
 def _subject(comparison: Comparison) -> str:
     share = "" if comparison.noise == "0" else f", label noise {comparison.noise}"
     data, model = own.title(comparison.data), own.title(comparison.model)
@@ -244,10 +262,14 @@ def _of_recipe(plan: ScaledRecipe, record: Record) -> Section:
         data=figures.data(blocks, axes, methods, plan.measure, first, full, recipe.figures),
         paper=paper,
         tuned=plan.tune is not None,
-        command=shlex.join(["flatmin", "run", record.asked or recipe.name, "--scale", plan.scale]),
+        command=_command(plan, record.asked),
         settings=[*_settings(plan), *_provenance(record.rows)],
         drawings=drawings.drawings(blocks, tuple(axes)),
     )
+
+
+def _command(plan: ScaledRecipe, asked: str) -> str:
+    return shlex.join(["flatmin", "run", asked or plan.recipe.name, "--scale", plan.scale])
 
 
 def _source(folder: str) -> str:
@@ -307,11 +329,12 @@ def _frontiers(plan: ScaledRecipe, blocks: Sequence[PaperTable]) -> Iterable[str
 
 
 def _partial(record: Record) -> list[str]:
+    note = [record.note] if record.note else []
     if not record.progress.left:
-        return []
+        return note
     done, total = record.progress.done, record.progress.total
-    working = f", {record.running} at work" if record.running else ""
-    return [f"Not finished: {done} of {total} runs{working}. The numbers will change."]
+    working = "" if record.running is None else f", {record.running or 'nobody'} at work"
+    return [*note, f"Not finished: {done} of {total} runs{working}. The numbers will change."]
 
 
 def _missing(failure: Failed) -> str:
@@ -377,7 +400,7 @@ def _provenance(rows: Mapping[str, Row]) -> Iterable[tuple[str, str]]:
         yield name, "; ".join(sorted({told(row) for row in rows.values()}))
     walls = [row.wall for row in rows.values() if row.wall is not None]
     if walls:
-        yield "training time", status.duration(math.fsum(walls))
+        yield "training time", text.duration(math.fsum(walls))
 
 
 def _sentence(words: str) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.text import Text
 
 from flatmin.studies.plan.tuning import Plan, progress_of
+from flatmin.studies.report import columns, text
+from flatmin.studies.report.columns import ConsoleColumn
 from flatmin.studies.store.files import finite
 from flatmin.studies.store.store import Running, Store
 from flatmin.training import own
@@ -74,8 +76,10 @@ class Status:
         done, running, waiting, failed: cells; `waiting` has those that tuning has yet to choose.
         methods: the same for each method.
         cells: those at work.
+        abandoned: those that a worker has left amid; they are free, and count as waiting.
         failures: why cells were given up.
         left: seconds until the end, with the workers there are; nan if unknown.
+        command: that goes on with it.
     """
 
     done: int
@@ -84,13 +88,15 @@ class Status:
     failed: int
     methods: tuple[MethodCounts, ...]
     cells: tuple[CellStatus, ...]
+    abandoned: tuple[CellStatus, ...]
     failures: tuple[str, ...]
     left: float
+    command: str
 
     @classmethod
-    def of(cls, store: Store, plan: Plan) -> Status:
-        """Of the store as it was last read."""
-        running = {cell.key: cell for cell in store.running.values()}
+    def of(cls, store: Store, plan: Plan, command: str = "") -> Status:
+        """Of the store as it was last read; `command` is told where nobody is at work."""
+        running = {cell.key: cell for cell in store.at_work}
         progress = progress_of(plan, store)
         waiting = max(0, progress.left - len(running))
         return cls(
@@ -100,11 +106,17 @@ class Status:
             failed=progress.failed,
             methods=tuple(_counts(store, plan, running)),
             cells=tuple(CellStatus.of(cell) for cell in running.values()),
+            abandoned=tuple(
+                CellStatus.of(cell)
+                for cell in store.running.values()
+                if cell.key not in {*running, *store.rows}
+            ),
             failures=tuple(
                 f"{described(failure.training)}: {failure.reason}"
                 for failure in store.failures.values()
             ),
-            left=_left(store, waiting, len(running)),
+            left=remaining(store, waiting, len(running)),
+            command=command,
         )
 
     @property
@@ -116,9 +128,15 @@ class Status:
         """Whether there is nothing left to do."""
         return not self.running and not self.waiting
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether there is something to do, and nobody who does it."""
+        return not self.settled and not self.running
+
     def as_data(self) -> dict[str, Any]:
         """For JSON."""
-        return finite({"total": self.total, **asdict(self)})
+        about = {"total": self.total, "settled": self.settled, "interrupted": self.interrupted}
+        return finite({**about, **asdict(self)})
 
 
 def described(training: Training) -> str:
@@ -128,26 +146,26 @@ def described(training: Training) -> str:
     return f"{own.method_title(training.method)}{rho} {purpose}"
 
 
-def shown(status: Status) -> RenderableType:
-    """For the terminal."""
+def shown(status: Status, width: int) -> RenderableType:
+    """For a terminal of that many characters."""
     line = (
         f"{status.done} of {status.total} runs done, {status.running} at work, "
         f"{status.waiting} waiting, {status.failed} failed"
     )
-    left = "" if math.isnan(status.left) else f"; about {duration(status.left)} left"
-    parts: list[RenderableType] = [line + left, "", _by_method(status)]
-    if status.cells:
-        parts += ["", _at_work(status)]
-    return Group(*parts, *(f"failed: {failure}" for failure in status.failures))
+    left = "" if math.isnan(status.left) else f"; about {text.duration(status.left)} left"
+    parts: list[RenderableType] = [Text(line + left)]
+    if status.interrupted:
+        parts.append(Text(f"nobody is at work: {nobody(status)}"))
+    parts += ["", _by_method(status, width)]
+    for title, cells in (("at work", status.cells), ("left amid", status.abandoned)):
+        if cells:
+            parts += ["", _cells(title, cells, width)]
+    return Group(*parts, *(Text(f"failed: {failure}") for failure in status.failures))
 
 
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.5 h`; a dash where it is not known."""
-    if math.isnan(seconds):
-        return "–"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def nobody(status: Status) -> str:
+    """What to do where nobody is at work."""
+    return f"to go on, {status.command}" if status.command else "the same command goes on"
 
 
 def _counts(store: Store, plan: Plan, at_work: Collection[str]) -> list[MethodCounts]:
@@ -165,39 +183,40 @@ def _counts(store: Store, plan: Plan, at_work: Collection[str]) -> list[MethodCo
     ]
 
 
-def _left(store: Store, waiting: int, running: int) -> float:
+def remaining(store: Store, waiting: int, running: int) -> float:
+    """Seconds until the end, by the time that the finished cells took; nan if unknown."""
     walls = [row.wall for row in store.rows.values() if row.wall is not None]
     if not walls or not running:
         return math.nan
     return sum(walls) / len(walls) * (waiting + running / 2) / running
 
 
-def _by_method(status: Status) -> Table:
-    table = _table("method", "done", "at work", "waiting", "failed")
-    for count in status.methods:
-        numbers = (count.done, count.running, count.waiting, count.failed)
-        table.add_row(own.method_title(count.method), *map(str, numbers))
-    return table
+def _by_method(status: Status, width: int) -> RenderableType:
+    rows = [
+        (
+            own.method_title(count.method),
+            *map(str, (count.done, count.running, count.waiting, count.failed)),
+        )
+        for count in status.methods
+    ]
+    titles = {"done": 0, "at work": 1, "waiting": 2, "failed": 3}
+    named = [ConsoleColumn(title, rank) for title, rank in titles.items()]
+    return columns.table([ConsoleColumn("method", left=True), *named], rows, width)
 
 
-def _at_work(status: Status) -> Table:
-    table = _table("at work", "epoch", "loss", "accuracy %", "s an epoch", "left", "worker")
-    for cell in status.cells:
-        table.add_row(
+def _cells(title: str, cells: Sequence[CellStatus], width: int) -> RenderableType:
+    rows = [
+        (
             cell.what,
             f"{cell.epoch} of {cell.epochs}",
             "–" if cell.loss is None else f"{cell.loss:.3f}",
             "–" if cell.accuracy is None else f"{cell.accuracy:.1f}",
             f"{cell.seconds / cell.epoch:.2g}" if cell.epoch else "–",
-            duration(cell.left),
+            text.duration(cell.left),
             cell.worker,
         )
-    return table
-
-
-def _table(first: str, *further: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(first, no_wrap=True)
-    for title in further:
-        table.add_column(title, justify="right")
-    return table
+        for cell in cells
+    ]
+    ranks = {"epoch": 0, "loss": 4, "accuracy %": 3, "s an epoch": 5, "left": 1, "worker": 6}
+    named = [ConsoleColumn(name, rank) for name, rank in ranks.items()]
+    return columns.table([ConsoleColumn(title, left=True), *named], rows, width)

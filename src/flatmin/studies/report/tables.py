@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flatmin.studies.report import text
 from flatmin.studies.report.measures import heading
@@ -61,10 +61,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns, the first of which names the method, and the entries below them."""
+    """Columns, the first of which names the method, and the entries below them.
+
+    Fields:
+        same: what is the same in all entries, in words; it has no column.
+    """
 
     columns: tuple[Column, ...]
     groups: tuple[Group, ...]
+    same: tuple[str, ...] = ()
 
     @property
     def ranked(self) -> bool:
@@ -125,15 +130,45 @@ def table(layout: Layout, blocks: Iterable[PaperTable]) -> Table:
     """The cells of all blocks."""
     every = list(blocks)
     costs = [block.summary.common_cost for block in every]
+    return _folded(
+        Table(
+            tuple(_columns(layout, costs)),
+            tuple(
+                Group(
+                    tuple(block.position[axis] for axis in layout.axes),
+                    tuple(_entry(layout, block, line) for line in block.summary.lines),
+                )
+                for block in every
+            ),
+        )
+    )
+
+
+def _folded(whole: Table) -> Table:
+    """Without the columns that say the same of every method in every setting, or nothing."""
+    entries = [entry for group in whole.groups for entry in group.entries]
+    if len(entries) < 2:
+        return whole
+    kept, same = [0], list[str]()  # what the table is about stays
+    for at, column in enumerate(whole.columns[2:], 1):
+        first, *others = {entry.cells[at] for entry in entries}
+        if others or first.paper:
+            kept.append(at)
+        elif first.ours not in ("", "–"):
+            same.append(f"{column.title} {first.ours}{f' ({column.unit})' if column.unit else ''}")
     return Table(
-        tuple(_columns(layout, costs)),
+        (*whole.columns[:1], *(whole.columns[at + 1] for at in kept)),
         tuple(
-            Group(
-                tuple(block.position[axis] for axis in layout.axes),
-                tuple(_entry(layout, block, line) for line in block.summary.lines),
+            replace(
+                group,
+                entries=tuple(
+                    replace(entry, cells=tuple(entry.cells[at] for at in kept))
+                    for entry in group.entries
+                ),
             )
-            for block in every
+            for group in whole.groups
         ),
+        tuple(same),
     )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -17,24 +17,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as RichProgress
-from rich.table import Table
 
 from flatmin.studies.plan.comparison import Outcome
-from flatmin.studies.plan.estimate import CostEstimate
 from flatmin.studies.plan.grid import ScaledRecipe
-from flatmin.studies.plan.recipe import RecipeSummary
-from flatmin.studies.plan.schema import SCALES
 from flatmin.studies.plan.tuning import Progress
+from flatmin.studies.report import columns, text
 from flatmin.studies.report import comparison as report
 from flatmin.studies.report import paper as tables
-from flatmin.studies.report import text
+from flatmin.studies.report.columns import ConsoleColumn
 from flatmin.studies.report.measures import heading
-from flatmin.studies.report.status import described, duration
+from flatmin.studies.report.status import described, remaining
 from flatmin.studies.report.summary import Line, Summary, remarks, verdict
 from flatmin.studies.store.store import Failed, Store
-
-Columns = Mapping[str, Callable[[Line], str]]
-"""What stands above and, for each method, in the columns of a table."""
 
 
 class ProgressBar:
@@ -90,13 +84,17 @@ class ProgressBar:
         for key in store.failures.keys() - self._failed:
             self._say(failed(store.failures[key]))
         self._failed = set(store.failures)
-        self._now_and_then(progress)
+        self._now_and_then(store, progress)
 
-    def _now_and_then(self, progress: Progress) -> None:
+    def _now_and_then(self, store: Store, progress: Progress) -> None:
         now = time.monotonic()
         if self._bar.disable and now - self._told >= self._pause:
             self._told = now
-            self._say(f"{progress.done} of {progress.total} runs, {now - self._start:.0f} s")
+            at_work = len(store.running)
+            left = remaining(store, max(0, progress.left - at_work), at_work)
+            about = "" if math.isnan(left) else f", about {text.duration(left)} left"
+            taken = text.duration(now - self._start)
+            self._say(f"{progress.done} of {progress.total} runs, {taken}{about}")
 
     def _say(self, line: str) -> None:
         self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -111,28 +109,33 @@ def print_comparison(
     outcome: Outcome, summary: Summary, page: Path | None, console: Console | None = None
 ) -> None:
     """Print the table, the verdict and where the report is."""
-    console = console or Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    results: Columns = {
-        _measured(outcome): lambda line: _accuracy(summary, line),
-        **{f"{Path(name).name} %": _examined(name) for name in outcome.comparison.examine},
-        f"difference (95 %)\nto {summary.first}": lambda line: _difference(summary, line),
-        "at equal\ncost": lambda line: text.spread(line.at_equal_cost, summary.digits),
-        "rho": _rho,
-        **({"lr": _rate} if "lr" in outcome.comparison.tune else {}),
+    console = console or columns.console(140)
+    shown: Mapping[ConsoleColumn, Callable[[Line], str]] = {
+        ConsoleColumn("method", left=True): lambda line: line.title,
+        ConsoleColumn(_measured(outcome)): lambda line: _accuracy(summary, line),
+        **{
+            ConsoleColumn(f"{Path(name).name} %", 2): _examined(name)
+            for name in outcome.comparison.examine
+        },
+        ConsoleColumn(f"difference (95 %)\nto {summary.first}", 1): (
+            lambda line: _difference(summary, line)
+        ),
+        ConsoleColumn("at equal\ncost", 4): (
+            lambda line: text.spread(line.at_equal_cost, summary.digits)
+        ),
+        ConsoleColumn("rho", 2): _rho,
+        **({ConsoleColumn("lr", 2): _rate} if "lr" in outcome.comparison.tune else {}),
+        ConsoleColumn("gradients\na step", 3): lambda line: text.number(line.ratio),
+        ConsoleColumn("%SAM", 6): lambda line: text.number(line.mean("share"), 0),
+        ConsoleColumn("‖ε‖", 7): lambda line: text.number(line.mean("radius"), 3),
+        ConsoleColumn("seconds\nan epoch", 5): lambda line: text.number(
+            line.mean("seconds_per_epoch")
+        ),
     }
-    costs: Columns = {
-        "gradients\na step": lambda line: text.number(line.ratio),
-        "%SAM": lambda line: text.number(line.mean("share"), 0),
-        "‖ε‖": lambda line: text.number(line.mean("radius"), 3),
-        "seconds\nan epoch": lambda line: text.number(line.mean("seconds_per_epoch")),
-    }
-    console.print(f"\n{report.subject(outcome)}", markup=False)
-    table = _table(summary, {**results, **costs})
-    fits = console.measure(table, options=console.options.update(width=999)).maximum
-    split = [_table(summary, results), _table(summary, costs)]
-    for part in [table] if fits <= console.width else split:
-        console.print()
-        console.print(part)
+    console.print(f"\n{report.subject(outcome)}\n", markup=False)
+    rows = [[cell(line) for cell in shown.values()] for line in summary.lines]
+    leads = [bool(summary.rank(line)) for line in summary.lines]
+    console.print(columns.table(list(shown), rows, console.width, bold=leads))
     console.print(f"\n{verdict(summary)}", markup=False)
     for remark in remarks(outcome.comparison, summary):
         console.print(f"• {remark}", markup=False)
@@ -142,52 +145,18 @@ def print_comparison(
 
 def print_recipe(plan: ScaledRecipe, store: Store, page: Path) -> None:
     """Print what a recipe has given beside what its paper prints."""
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console = columns.console(140)
     recipe = plan.recipe
     console.print(f"\n{recipe.shows}: {recipe.title}", markup=False)
     if plan.says:
         console.print(f"at the scale {plan.scale!r}: {plan.says}", markup=False)
     console.print()
-    console.print(tables.table(plan, store.rows))
+    console.print(tables.table(plan, store.rows, console.width))
     if (said := tables.verdict_of(plan, tables.blocks(plan, store.rows))) is not None:
         console.print(f"\n{said}", markup=False)
     for failure in store.failures.values():
         console.print(failed(failure), markup=False)
     console.print(f"\n{page}", markup=False, soft_wrap=True)
-
-
-def recipes(listing: Sequence[RecipeSummary]) -> None:
-    """Print the recipes and what they take, in runs and estimated time on two cores."""
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("recipe", no_wrap=True)
-    table.add_column("shows")
-    for scale in SCALES:
-        table.add_column(scale, justify="right", no_wrap=True)
-    for each in listing:
-        needs = f" (needs {', '.join(each.needs)})" if each.needs else ""
-        costs = [_cost(each.estimates.get(scale)) for scale in SCALES]
-        table.add_row(each.name, f"{each.shows}: {each.title}{needs}", *costs)
-    console.print(table)
-    console.print("\nruns and hours on two cores, estimated to a factor of two")
-
-
-def _cost(estimate: CostEstimate | None) -> str:
-    if estimate is None or not estimate.runs:
-        return "–"
-    return f"{estimate.runs} runs, {duration(3600 * estimate.hours)}"
-
-
-def _table(summary: Summary, columns: Columns) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("method", no_wrap=True)
-    for title in columns:
-        table.add_column(title, justify="right", no_wrap=True)
-    for line in summary.lines:
-        leads = summary.rank(line)
-        cells = [cell(line) for cell in columns.values()]
-        table.add_row(line.title, *cells, style="bold" if leads else None)
-    return table
 
 
 def _accuracy(summary: Summary, line: Line) -> str:

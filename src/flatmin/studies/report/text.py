@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from flatmin.studies.plan.schema import Printed
-from flatmin.studies.report.statistics import Difference, Spread
+if TYPE_CHECKING:  # numbers alone take neither scipy nor torch
+    from flatmin.studies.plan.schema import Printed
+    from flatmin.studies.report.statistics import Difference, Spread
 
 _MOST_DIGITS = 6
 
@@ -76,3 +78,14 @@ def points(value: Difference) -> str:
 def listing(parts: Sequence[str]) -> str:
     """`a, b and c`."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.5 h`, `4,823 h`; a dash where it is not known."""
+    if math.isnan(seconds):
+        return "–"
+    if seconds < 90:
+        return f"{max(1, round(seconds)) if seconds else 0} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 360000 else f"{seconds / 3600:,.0f} h"

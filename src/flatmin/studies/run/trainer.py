@@ -121,12 +121,17 @@ def observer_of(training: Training) -> Callable[[Learner, RunData], Observer] | 
     return CellAnalysis
 
 
-def require(trainings: Iterable[Training]) -> None:
-    """Raise InputError now where the images of a run are missing or do not suffice."""
-    for name, limit, size in dict.fromkeys(
-        (each.data, each.limit, each.size) for each in trainings
-    ):
-        load_any(name, limit=limit, size=size)
+def require(trainings: Iterable[Training]) -> list[str]:
+    """What a user should know of the images of the runs, line by line.
+
+    Raises InputError now where they are missing or do not suffice.
+    """
+    wanted = dict.fromkeys((each.data, each.limit, each.size) for each in trainings)
+    return [
+        note
+        for name, limit, size in wanted
+        for note in load_any(name, limit=limit, size=size).notes
+    ]
 
 
 class _Curves:

@@ -162,8 +162,8 @@ class CellQueue:
 class Leases:
     """Notices cells whose worker is dead, by this process's own clock alone.
 
-    Clocks of machines differ by minutes. So workers count and send no times, and silence begins
-    when this process has first seen a count.
+    Clocks of machines differ by minutes. So what counts is that workers count, not the times they
+    send for people to read, and silence begins when this process has first seen a count.
     """
 
     def __init__(self, patience: float) -> None:
@@ -249,7 +249,7 @@ class Heartbeat:
                 continue
             count += 1
             try:
-                claim.say(replace(progress, count=count))
+                claim.say(replace(progress, count=count, at=time.time()))
                 said, last = progress, time.monotonic()
             except ClaimLost:
                 # The cell may have finished while this was said: nothing is lost then.

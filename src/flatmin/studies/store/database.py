@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import shutil
 import sqlite3
@@ -87,6 +88,7 @@ def backend(location: StudyLocation) -> RDBStorage:
     """The storage at a location that is there."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if location.file is None:
+        _require_driver()
         # A server, or a firewall before it, ends connections that lie idle: they are tried first.
         return RDBStorage(
             _verbatim(cast("str", location.url)), engine_kwargs={"pool_pre_ping": True}
@@ -104,6 +106,16 @@ def backend(location: StudyLocation) -> RDBStorage:
     event.listen(storage.engine, "connect", _set_synchronous)
     event.listen(storage.engine, "begin", _begin)
     return storage
+
+
+def _require_driver() -> None:
+    try:
+        importlib.import_module("psycopg")
+    except ImportError as error:  # the package, or the library of PostgreSQL that it needs
+        raise InputError(
+            f"PostgreSQL needs psycopg ({str(error).splitlines()[0]}): pip install "
+            f"'flatmin[postgres]'"
+        ) from None
 
 
 def _url(path: Path) -> str:

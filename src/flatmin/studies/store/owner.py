@@ -33,7 +33,7 @@ class ProcessIdentity:
     @property
     def gone(self) -> bool:
         """Whether it has certainly ended; of another machine's processes nothing is certain."""
-        if self.machine != provenance.machine():
+        if not self.here_too:
             return False
         try:
             os.kill(self.pid, 0)
@@ -42,6 +42,11 @@ class ProcessIdentity:
         except PermissionError:
             return False
         return _born(self.pid) != (self.born or None)
+
+    @property
+    def here_too(self) -> bool:
+        """Whether its number means something to the process that asks."""
+        return self.machine == provenance.machine()
 
     @property
     def elsewhere(self) -> bool:

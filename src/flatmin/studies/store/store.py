@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -32,6 +33,10 @@ from flatmin.studies.store.owner import ProcessIdentity
 from flatmin.studies.store.row import Row
 from flatmin.training.errors import InputError
 from flatmin.training.loop import Training
+
+LONG_SILENCE_SECONDS = 300.0
+"""Without a sign of life, after which a reader takes a worker of another machine for dead. Workers
+themselves wait less: they count signs, where a reader compares clocks, which differ by minutes."""
 
 MAX_ATTEMPTS = 5
 """How often a cell may take its worker with it, without getting any further, until given up."""
@@ -60,6 +65,7 @@ class CellProgress:
         epoch: that it has ended, from 1; 0 at the start.
         seconds: since it was taken up.
         loss, accuracy: of that epoch; None before the first.
+        at: when it was said, by the clock of whoever said it; None for an earlier flatmin.
     """
 
     count: int = 0
@@ -67,11 +73,12 @@ class CellProgress:
     seconds: float = 0.0
     loss: float | None = None
     accuracy: float | None = None
+    at: float | None = None
 
 
 @dataclass(frozen=True)
 class Running:
-    """A cell that somebody works on."""
+    """A cell that somebody works on, or has left without a word."""
 
     number: int
     key: str
@@ -82,6 +89,16 @@ class Running:
     @cached_property
     def training(self) -> Training:
         return Training.of(self.fields)
+
+    @property
+    def left(self) -> bool:
+        """Whether nobody works on it any more: its process has ended, or long been silent.
+
+        Of a process of this machine the system knows; of others, their last sign of life tells.
+        """
+        heard = self.progress.at
+        silent = heard is not None and time.time() - heard > LONG_SILENCE_SECONDS
+        return self.owner.gone or (silent and not self.owner.here_too)
 
 
 class Store:
@@ -210,6 +227,11 @@ class Store:
         return frozenset(self.failures)
 
     @property
+    def at_work(self) -> list[Running]:
+        """The cells that somebody works on, as far as can be known here."""
+        return [cell for cell in self.running.values() if not cell.left]
+
+    @property
     def from_elsewhere(self) -> set[int]:
         """Of the cells at work, those of other systems that share this one's SQLite file."""
         if self.location.file is None:
@@ -219,7 +241,12 @@ class Store:
     def claim(self, training: Training, owner: ProcessIdentity) -> Claim | None:
         """Take up a cell; None if somebody else has it, or has had it."""
         key = training.key
-        taken = {"key": key, "training": asdict(training), "owner": asdict(owner)}
+        taken = {
+            "key": key,
+            "training": asdict(training),
+            "owner": asdict(owner),
+            "at": time.time(),
+        }
         template = create_trial(state=TrialState.RUNNING, user_attrs={"cell": taken})
         with database.told(self.location):
             self._storage.create_new_trial(self._study, template)
@@ -354,4 +381,6 @@ def _running(trial: FrozenTrial) -> Running:
 
 
 def _progress(trial: FrozenTrial) -> CellProgress:
-    return CellProgress(**trial.user_attrs.get("pulse", {}))
+    """What was last said; of a cell just taken up, when that was."""
+    said = trial.user_attrs.get("pulse", {"at": trial.user_attrs["cell"].get("at")})
+    return CellProgress(**said)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import statistics
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -59,6 +60,19 @@ class Form:
 
     channels: int
     size: int
+
+
+@dataclass(frozen=True)
+class OpenForm:
+    """A form that the images settle: grey if all of them are, and of the size that most have.
+
+    Fields:
+        size: in pixels, the largest that it may be.
+        exact: whether it is `size`, whatever the images have.
+    """
+
+    size: int
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,17 +140,34 @@ LOOKED_AT = 2000
 """Images, at most, that `common_form` opens."""
 
 
-def common_form(images: Sequence[Encoded], largest: int) -> Form:
-    """The shortest side found among `images`, at most `largest`; grey if all of them are.
+def common_form(images: Sequence[Encoded], wanted: OpenForm) -> tuple[Form, tuple[str, ...]]:
+    """A form for all images, and a line about those that it does not suit, if there are any.
 
-    Of more than `LOOKED_AT` images, that many, evenly spaced, are opened.
+    The side is the median of the shorter sides found, so that a few small images do not decide for
+    all. Of more than `LOOKED_AT` images, that many, evenly spaced, are opened.
     """
-    shortest, grey = largest, True
+    sides: list[tuple[int, Encoded]] = []
+    grey = True
     for image in images[:: -(-len(images) // LOOKED_AT)]:
         with opened(image) as content:
-            shortest = min(shortest, content.width, content.height)
+            sides.append((min(content.size), image))
             grey = grey and (content.mode in ("1", "L") or _deep(content))
-    return Form(1 if grey else 3, shortest)
+    median = statistics.median_low(side for side, _ in sides)
+    size = wanted.size if wanted.exact else min(median, wanted.size)
+    small = sorted((each for each in sides if 2 * each[0] < size), key=lambda each: each[0])
+    return Form(1 if grey else 3, size), _about(small, len(sides), size)
+
+
+def _about(small: Sequence[tuple[int, Encoded]], looked_at: int, size: int) -> tuple[str, ...]:
+    if not small:
+        return ()
+    named = ", ".join(f"{image.name} ({side} pixels)" for side, image in small[:3])
+    more = f" and {len(small) - 3} more" if len(small) > 3 else ""
+    line = (
+        f"{len(small)} of {looked_at} images are less than half of the {size} pixels to a side "
+        f"that all are resized to: {named}{more}: remove them, or give --size"
+    )
+    return (line,)
 
 
 @contextmanager

@@ -27,6 +27,9 @@ from flatmin.training.errors import InputError
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 """How the names of archives end."""
 
+_MACOS = "__MACOSX"
+"""What macOS adds to an archive: a folder of its own, with a file beside each file."""
+
 
 @dataclass(frozen=True, slots=True)
 class Extent:
@@ -68,11 +71,13 @@ class Tree:
         where: of all of them, for messages.
         files: by path, with "/" between its parts; archives themselves are left out.
         folders: their paths, the empty ones too.
+        left_out: paths of folders that macOS adds to what it packs.
     """
 
     where: str
     files: Mapping[str, Encoded]
     folders: frozenset[str]
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, where: Path) -> Tree:
@@ -87,9 +92,13 @@ class Tree:
         folders: set[str] = set()
         if where.is_file():
             files.update(_shown(_members(where)))
+        left_out: list[str] = []
         for folder, inside, names in _walk(where):
             above = Path(folder).relative_to(where).as_posix() + "/"
             above = above.removeprefix("./")
+            if _MACOS in inside:
+                inside.remove(_MACOS)
+                left_out.append(f"{folder}/{_MACOS}")
             folders.update(above + name for name in inside)
             for name in names:
                 if not name.endswith(ARCHIVES):
@@ -97,7 +106,7 @@ class Tree:
                 elif _stem(name) not in inside:
                     files.update(_shown(_members(Path(folder, name))))
         folders.update(folder for name in files for folder in _above(name))
-        return cls(str(where), files, frozenset(folders))
+        return cls(str(where), files, frozenset(folders), tuple(left_out))
 
     def __getitem__(self, path: str) -> Encoded:
         """The file whose path is `path`, or ends with it; the outermost of several.
@@ -197,7 +206,7 @@ def _members(path: Path) -> Iterator[tuple[str, Encoded]]:
 def _shown(members: Iterable[tuple[str, Encoded]]) -> Iterator[tuple[str, Encoded]]:
     """Without hidden files, nor what macOS adds to archives."""
     for name, file in members:
-        if not name.startswith("__MACOSX/") and not any(
+        if _MACOS not in name.split("/") and not any(
             part.startswith(".") for part in name.split("/")
         ):
             yield name, file

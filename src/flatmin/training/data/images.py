@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from flatmin.training.data import parquet, sets
-from flatmin.training.data.decoding import Form, Part, common_form
+from flatmin.training.data.decoding import Form, OpenForm, Part, common_form
 from flatmin.training.data.folders import ARCHIVES, Tree
 from flatmin.training.data.layouts import TESTED, Content, by_class, listed, split
 from flatmin.training.data.memory import most_bytes
@@ -39,6 +39,7 @@ class ImageData:
         train_rows: int64 (n,), where each training image stood in the whole training set.
         margin: pixels by which the images are larger than what a model sees of them.
         validation: names of the training classes that are to validate on, where the set says so.
+        notes: what a user should know of it, line by line: what is left out, what is odd.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ImageData:
     train_rows: Tensor
     margin: int = 0
     validation: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -109,16 +111,18 @@ def load(
     into 1,437 training and 360 test images with equal shares of every class.
 
     A folder holds `train/<class>/*` and `test/<class>/*`, or just `<class>/*`, of which a fixed,
-    stratified fifth becomes the test set; or Parquet files. Its images are resized to a common
-    square: the shortest side found, at most 64 pixels. They stay grey where all are grey.
+    stratified fifth becomes the test set; or Parquet files, one of which will do. Its images are
+    resized to a common square: the median of the shorter sides, at most 64 pixels. They stay grey
+    where all are grey.
 
     Args:
         name: of the data set, or path of the folder or archive, or `hub:<repository>`.
         root: of the sets with a name; default $FLATMIN_DATA.
         limit: number of training images kept, a fixed stratified choice with some of every class;
             default all.
-        size: side in pixels at which a model is to see photographs, which have no size of their
-            own; default that of the set. From 96 pixels on they are kept a seventh larger.
+        size: side in pixels at which a model is to see photographs, and images from a folder,
+            which have no size of their own; default that of the set. From 96 pixels on they are
+            kept a seventh larger.
 
     Raises InputError where the name is unknown, the data is missing or the limit impossible.
     """
@@ -141,6 +145,7 @@ def load(
         train_rows=rows,
         margin=margin,
         validation=content.validation,
+        notes=content.notes,
     )
 
 
@@ -192,6 +197,21 @@ def _to_test(path: Path) -> Tree:
     return tree.below(named) if named else tree
 
 
+def require_shared_classes(data: ImageData) -> None:
+    """Raise InputError where there is nothing to train on, or other classes to test on."""
+    if not len(data.train_labels) or not len(data.test_labels):
+        lacking = "test" if len(data.train_labels) else "train"
+        raise InputError(f"{data.name} has no images to {lacking} on: give a set that has both")
+    count = len(data.classes)
+    trained_on = torch.bincount(data.train_labels, minlength=count) > 0
+    tested_on = torch.bincount(data.test_labels, minlength=count) > 0
+    if (tested_on & ~trained_on).any():
+        raise InputError(
+            f"{data.name} has other classes to test on than to train on: it is for episodes, as "
+            f"in flatmin meta train; give a set that shares them"
+        )
+
+
 def stratified(
     labels: Tensor, count: int, source: torch.Generator, *, all_classes: bool = False
 ) -> Tensor:
@@ -235,14 +255,17 @@ def _open(name: str, root: Path | None, size: int | None) -> Content:
         return _digits()
     if name in sets.NAMED_SETS or name.startswith("imagenet-c:"):
         return sets.read(name, root, size)
-    largest = size + sets.margin(size) if size else LARGEST_FOLDER_SIZE
+    form = OpenForm(size + sets.margin(size), exact=True) if size else OpenForm(LARGEST_FOLDER_SIZE)
     if name.startswith("hub:"):
-        return sets.of_hub(name.removeprefix("hub:"), largest)
+        return sets.of_hub(name.removeprefix("hub:"), form)
     path = Path(name)
+    if files := parquet.unsplit(path):
+        classes, every, notes = parquet.read_unsplit(files, form)
+        return replace(_parted(classes, every, _fifth(every), "folder"), notes=notes)
     if path.is_dir() and parquet.holds(path):
-        return parquet.read_images(path, largest)
+        return parquet.read_images(path, form)
     if path.is_dir() or (path.is_file() and name.endswith(ARCHIVES)):
-        return _folder(path, largest)
+        return _folder(path, form)
     if os.sep in name:
         raise InputError(f"no folder {name}: give a folder of images by class, or --data digits")
     raise unknown("data set", name, NAMES)
@@ -273,15 +296,24 @@ def _digits() -> Content:
     return _parted(tuple(map(str, range(10))), every, 360, "digits")
 
 
-def _folder(path: Path, largest: int) -> Content:
-    tree = Tree.of(path).unwrapped()
+def _folder(path: Path, wanted: OpenForm) -> Content:
+    whole = Tree.of(path)
+    tree = whole.unwrapped()
+    left_out = tuple(f"{name} is left out" for name in whole.left_out)
     parts = split(tree)
     if parts:
-        return by_class(*parts, largest)
+        found = by_class(*parts, wanted)
+        return replace(found, notes=left_out + found.notes)
     listing = listed(tree)
     classes = tuple(sorted(set(listing.labels)))
-    every = listing.part(classes, common_form(listing.images, largest))
-    return _parted(classes, every, max(1, round(len(every.labels) / 5)), "folder")
+    form, about = common_form(listing.images, wanted)
+    every = listing.part(classes, form)
+    found = _parted(classes, every, _fifth(every), "folder")
+    return replace(found, notes=left_out + listing.notes + about)
+
+
+def _fifth(every: Part) -> int:
+    return max(1, round(len(every.labels) / 5))
 
 
 def _parted(classes: tuple[str, ...], every: Part, tested: int, purpose: str) -> Content:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
 
-from flatmin.training.data.decoding import Encoded, Form, Part, common_form
+from flatmin.training.data.decoding import Encoded, Form, OpenForm, Part, common_form
 from flatmin.training.data.folders import Tree
 from flatmin.training.errors import InputError
 
@@ -28,12 +28,14 @@ class Content:
         train, test: one of them may be empty.
         validation: names of the classes of `train` that are to validate on, where tasks are drawn
             from classes.
+        notes: what a user should know of it, line by line.
     """
 
     classes: tuple[str, ...]
     train: Part
     test: Part
     validation: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,12 @@ class PathList:
     Fields:
         images: in the order of the set.
         labels: the name of the class of each.
+        notes: what a user should know of it, line by line.
     """
 
     images: Sequence[Encoded]
     labels: Sequence[str]
+    notes: tuple[str, ...] = ()
 
     def part(self, classes: Sequence[str], form: Form) -> Part:
         """With the labels as positions in `classes`."""
@@ -77,13 +81,13 @@ def split(tree: Tree, names: Sequence[str] = TESTED) -> tuple[Tree, Tree] | None
     return None
 
 
-def by_class(train: Tree, test: Tree, form: Form | int) -> Content:
+def by_class(train: Tree, test: Tree, form: Form | OpenForm) -> Content:
     """The images of `<class>/*` in two trees.
 
     Args:
         train: folders of classes.
         test: the same.
-        form: of the images, or the largest side that they may have; see `common_form`.
+        form: of the images, or what settles it.
 
     Raises InputError where the classes do not fit together.
     """
@@ -92,33 +96,40 @@ def by_class(train: Tree, test: Tree, form: Form | int) -> Content:
     if found != others:
         differing = ", ".join(sorted(found ^ others)[:10])
         raise InputError(f"{train.where} and {test.where} differ in the classes {differing}")
-    if isinstance(form, int):
-        form = common_form([image for listing in listings for image in listing.images], form)
-    return content(*listings, form)
+    notes = tuple(note for listing in listings for note in listing.notes)
+    if isinstance(form, OpenForm):
+        every = [image for listing in listings for image in listing.images]
+        form, about = common_form(every, form)
+        notes += about
+    return replace(content(*listings, form), notes=notes)
 
 
 def listed(tree: Tree) -> PathList:
     """The images of `<class>/*`, class by class, both in alphabetical order.
 
-    Raises InputError where there are fewer than two classes, or one has fewer than two images.
+    Folders without an image are passed over, with a note. Raises InputError where fewer than two
+    classes are left, or one has fewer than two images.
     """
-    classes = sorted(name for name in tree.folders if "/" not in name)
-    if len(classes) < 2:
-        raise InputError(
-            f"{tree.where} holds {len(classes)} class folders: expected one folder of images for "
-            f"each class, at least 2, or train/ and test/ with such folders inside"
-        )
-    inside: dict[str, list[str]] = {name: [] for name in classes}
+    inside: dict[str, list[str]] = {name: [] for name in sorted(tree.folders) if "/" not in name}
     for path in images_of(tree):
         folder, within, _ = path.partition("/")
         if within:
             inside[folder].append(path)
+    empty = [name for name, paths in inside.items() if not paths]
+    inside = {name: paths for name, paths in inside.items() if paths}
+    if len(inside) < 2:
+        without = f", and {len(empty)} without an image" if empty else ""
+        raise InputError(
+            f"{tree.where} holds {len(inside)} class folders{without}: expected one folder of "
+            f"images for each class, at least 2, or train/ and test/ with such folders inside"
+        )
     for name, paths in inside.items():
         if len(paths) < 2:
-            raise InputError(f"{tree.where}/{name} holds {len(paths)} images: expected at least 2")
+            raise InputError(f"{tree.where}/{name} holds a single image: expected at least 2")
     return PathList(
         [tree.files[path] for paths in inside.values() for path in paths],
         [name for name, paths in inside.items() for _ in paths],
+        tuple(f"{tree.where}/{name} holds no image and is left out" for name in empty),
     )
 
 

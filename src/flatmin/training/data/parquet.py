@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from flatmin.training.data.decoding import Encoded, Form, Held, Part, common_form
+from flatmin.training.data.decoding import Encoded, Form, Held, OpenForm, Part, common_form
 from flatmin.training.data.layouts import TESTED, Content
 from flatmin.training.data.memory import most_bytes
 from flatmin.training.errors import InputError
@@ -40,8 +40,36 @@ def read_test(folder: Path, form: Form) -> Content:
     return Content(classes, test.at(torch.arange(0)), test)
 
 
+def unsplit(path: Path) -> list[Path]:
+    """The files of a set that has no test part; empty where `path` holds none, or one that has.
+
+    That is a file, or a folder with a training part alone, or with one file of any name.
+    """
+    if path.is_file() and path.suffix == ".parquet":
+        return [path]
+    every = _found(path, "") if path.is_dir() else []
+    if any(_found(path, name) for name in TESTED):
+        return []
+    return _found(path, "train") or (every if len(every) == 1 else [])
+
+
+def read_unsplit(
+    files: Sequence[Path], form: OpenForm
+) -> tuple[tuple[str, ...], Part, tuple[str, ...]]:
+    """Classes, images and notes of what `unsplit` has found."""
+    folder = files[0] if len(files) == 1 else files[0].parent
+    table, label, (labels, images) = _part(folder, files)
+    classes = _class_names(table, label, 1 + int(labels.max()))
+    _require_classes(folder, labels, classes)
+    found, notes = common_form(images, form)
+    return classes, Part.encoded(labels, images, found), notes
+
+
 def read_images(
-    folder: Path, form: Form | int, names: Sequence[str] = TESTED, validated: Sequence[str] = ()
+    folder: Path,
+    form: Form | OpenForm,
+    names: Sequence[str] = TESTED,
+    validated: Sequence[str] = (),
 ) -> Content:
     """An image set.
 
@@ -50,7 +78,7 @@ def read_images(
 
     Args:
         folder: that holds `train*.parquet` and `test*.parquet`, or below which they are.
-        form: of the images, or the largest side that they may have; see `common_form`.
+        form: of the images, or what settles it.
         names: under which the test part is looked for, the preferred one first.
         validated: names of a part whose classes are to validate on, where tasks are drawn from
             classes; it becomes part of the training images.
@@ -61,25 +89,49 @@ def read_images(
     train_files = [*_files(folder, "train"), *held]
     test = next((name for name in names if _found(folder, name)), names[0])
     train, label, training = _part(folder, train_files)
-    _, _, testing = _part(folder, _files(folder, test))
-    if isinstance(form, int):
-        form = common_form([*training[1], *testing[1]], form)
+    test_table, test_label, testing = _part(folder, _files(folder, test))
+    notes: tuple[str, ...] = ()
+    if isinstance(form, OpenForm):
+        form, notes = common_form([*training[1], *testing[1]], form)
     count = 1 + int(max(training[0].max(), testing[0].max()))
-    classes = _class_names(train, label, count)
-    if min(training[0].min(), testing[0].min()) < 0 or count > len(classes):
-        raise InputError(
-            f"{folder} has labels outside 0 .. {len(classes) - 1}: expected those of its "
-            f"{len(classes)} classes"
-        )
-    if len(classes) < 2:
-        raise InputError(f"{folder} has a single class: expected at least 2")
+    declared = _declared(train, label), _declared(test_table, test_label)
+    classes = declared[0] or declared[1] or _class_names(train, label, count)
+    theirs = declared[1] or classes
+    _require_classes(folder, training[0], classes)
+    _require_classes(folder, testing[0], theirs)
+    if theirs != classes:
+        testing = (_matched(testing[0], theirs, classes, folder), testing[1])
     labels = set(map(int, _part(folder, held)[2][0])) if held else set[int]()
     return Content(
         classes,
         Part.encoded(*training, form),
         Part.encoded(*testing, form),
         tuple(sorted(classes[label] for label in labels)),
+        notes,
     )
+
+
+def _require_classes(folder: Path, labels: Tensor, classes: Sequence[str]) -> None:
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise InputError(
+            f"{folder} has labels outside 0 .. {len(classes) - 1}: expected those of its "
+            f"{len(classes)} classes"
+        )
+    if len(classes) < 2:
+        raise InputError(f"{folder} has a single class: expected at least 2")
+
+
+def _matched(labels: Tensor, theirs: Sequence[str], ours: Sequence[str], folder: Path) -> Tensor:
+    """Labels of a part whose classes stand in an order of its own, in the order of the others."""
+    found = [theirs[label] for label in cast("list[int]", labels.unique().tolist())]
+    unknown = sorted(set(found) - set(ours))
+    if unknown:
+        raise InputError(
+            f"{folder} has test images of {', '.join(unknown[:10])}, which no training image "
+            f"shows: give both parts the same classes"
+        )
+    position = {name: at for at, name in enumerate(ours)}
+    return torch.tensor([position.get(name, -1) for name in theirs])[labels]
 
 
 def read_labels(folder: Path, columns: Sequence[str]) -> dict[str, Tensor]:
@@ -233,8 +285,13 @@ def _integers(table: Any, name: str, where: str) -> Tensor:
     import pyarrow as pa
 
     column, types = table.column(name), cast("Any", pa).types
+    if _texts(column.type) and not column.null_count:
+        position = {text: at for at, text in enumerate(sorted(column.unique().to_pylist()))}
+        return torch.tensor([position[text] for text in column.to_pylist()], dtype=torch.int64)
     if not types.is_integer(column.type) and not types.is_boolean(column.type):
-        raise InputError(f"{where} has {column.type} in the column {name}: expected integers")
+        raise InputError(
+            f"{where} has {column.type} in the column {name}: expected integers, or names"
+        )
     if column.null_count:
         raise InputError(
             f"{where} has {column.null_count} rows without {name}: fill them in or remove them"
@@ -258,8 +315,23 @@ def _wrapped(kind: Any, where: str) -> bool:
     return inner is not kind
 
 
+def _texts(kind: Any) -> bool:
+    import pyarrow as pa
+
+    types = cast("Any", pa).types
+    return types.is_string(kind) or types.is_large_string(kind)
+
+
 def _class_names(table: Any, label: str, count: int) -> tuple[str, ...]:
+    """As the file says, or else numbers."""
+    return _declared(table, label) or tuple(map(str, range(count)))
+
+
+def _declared(table: Any, label: str) -> tuple[str, ...] | None:
+    """The names of the classes, where the file says them, or its labels are names themselves."""
+    if _texts(table.column(label).type):
+        return tuple(sorted(table.column(label).unique().to_pylist()))
     described: dict[bytes, bytes] = table.schema.metadata or {}
     features = json.loads(described.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     names: list[str] | None = features.get(label, {}).get("names")
-    return tuple(names or map(str, range(count)))
+    return tuple(names) if names else None

@@ -55,6 +55,7 @@ class SampleData:
         further: other test sets, by name.
         loader: arguments of the DataLoader, some of `LOADER`.
         rows: of the training samples, those that are used; None for all.
+        notes: what a user should know of it, line by line.
     """
 
     name: str
@@ -63,6 +64,7 @@ class SampleData:
     further: Mapping[str, Dataset[Any]] = field(default_factory=dict[str, Dataset[Any]])
     loader: Mapping[str, Any] = field(default_factory=dict[str, Any])
     rows: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(

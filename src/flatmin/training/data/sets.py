@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from flatmin.training.data import archives, corruptions, layouts, parquet
-from flatmin.training.data.decoding import Form
+from flatmin.training.data.decoding import Form, OpenForm
 from flatmin.training.data.folders import Tree
 from flatmin.training.data.layouts import Content, by_class, split
 from flatmin.training.data.wnids import WNIDS
@@ -214,12 +214,12 @@ def _imagenet_c(name: str, root: Path | None, size: int | None) -> Content:
     return content
 
 
-def of_hub(repository: str, largest: int) -> Content:
+def of_hub(repository: str, form: OpenForm) -> Content:
     """A data set of images on the hub, in Parquet files, fetched once and kept there.
 
     Args:
         repository: its name there, `<owner>/<name>`.
-        largest: side that its images may have, in pixels.
+        form: what settles that of its images.
 
     Raises InputError where it cannot be had.
     """
@@ -238,4 +238,4 @@ def of_hub(repository: str, largest: int) -> Content:
             f"hub:{repository} cannot be fetched ({reason}): check the name and the network, or "
             f"put its Parquet files in a folder and give that"
         ) from None
-    return parquet.read_images(Path(folder), largest)
+    return parquet.read_images(Path(folder), form)
