@@ -1,5 +1,7 @@
 """Models looked at side by side: curvature, sharpness, surfaces; as a page, and in a notebook.
 
+from markupsafe import Markup
+
 from flatmin.studies.report.inspection import Subject, inspect
 
 inspect([Subject("SGD", a, batches), Subject("SAM", b, batches)])    # shows itself
@@ -12,6 +14,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from markupsafe import Markup
 
 from flatmin import analysis
 from flatmin.studies.report import html, inspection_figures
@@ -83,9 +87,12 @@ class Inspection:
         Args:
             command: that makes it again; default none.
         """
+        import plotly.offline  # half a second, which those who want no page need not wait
+
         return html.page(
             "inspect.html",
             [],
+            plotly=Markup(plotly.offline.get_plotlyjs()),  # its own text, not the user's
             inspection=self,
             rows=[cells(each) for each in self.models],
             tops=[[measured(*pair) for pair in each.top] for each in self.models],

@@ -79,23 +79,15 @@
     frontier: (section) => {
       const setting = chosen(section), drawn = lines(section, setting);
       const place = (line) => setting.costs[line.method];
-      const costs = [1, 1.25, 1.5, 2, 2.5, 3, 4, 6, 8];
       const best = (setting?.frontier ?? []).map((k) => drawn.find((line) => line.method === k)).filter(Boolean);
-      return [
-        [
-          { x: best.map(place), y: best.map((line) => line.value.mean), mode: "lines", hoverinfo: "skip",
-            line: { color: look("--soft"), width: 1.5, shape: "hv" } },
-          ...drawn.map((line) => {
-            const color = look(line.color), open = setting.dominated.includes(line.method);
-            return { x: [place(line)], y: [line.value.mean], mode: best.includes(line) ? "markers+text" : "markers",
-              text: [line.title], textposition: "top center", textfont: { size: 12, color: look("--ink") }, cliponaxis: false,
-              marker: { color, size: 10, symbol: open ? "circle-open" : "circle", line: { width: open ? 2 : 0 } },
-              error_y: { type: "data", array: [line.value.sd ?? 0], width: 3, thickness: 1, color: faint(color, 0.5) },
-              hovertemplate: `${line.title}: %{y:.1f} at %{x:.3g} gradients a step<extra></extra>` };
-          }),
-        ],
-        layout(axis("gradients a step", { type: "log", tickvals: costs, ticktext: costs.map(String) }), axis("")),
-      ];
+      const steps = best.flatMap((line, i) => [...(i ? [{ x: place(line), y: best[i - 1].value.mean }] : []), { x: place(line), y: line.value.mean }]);
+      const marks = drawn.map((line) => {
+        const { mean, sd } = line.value, points = [{ x: place(line), y: mean, low: mean - (sd ?? 0), high: mean + (sd ?? 0) }];
+        return { kind: "points", style: line.style, points, size: 5, bars: "y", hollow: setting.dominated.includes(line.method),
+          label: best.includes(line) ? line.title : "", about: ({ x, y }) => `${line.title}: ${digits(y)} at ${digits(x)} gradients a step` };
+      });
+      if (steps.length) marks.unshift({ kind: "line", style: { color: "var(--soft)", thin: true }, points: steps });
+      return { marks, x: { label: "gradients a step", log: true, ticks: named([1, 1.25, 1.5, 2, 2.5, 3, 4, 6, 8]) }, y: {} };
     },
     difference: (section) => {
       const rows = lines(section, chosen(section)).filter((line) => line.difference).reverse();
@@ -252,6 +244,10 @@
           made.append(mark.shape === "diamond"
             ? svg("path", { ...look, d: `M${cx - size},${cy}L${cx},${cy - size}L${cx + size},${cy}L${cx},${cy + size}Z` })
             : svg("circle", { ...look, cx, cy, r: size }));
+          if (mark.label) {
+            const half = measured(mark.label) / 2, middle = Math.max(left + half, Math.min(width - half, cx));
+            made.append(text(mark.label, [middle, cy - size - 5], { class: "tick strong", "text-anchor": "middle" }));
+          }
         });
       mark.points.forEach((point, i) => {
         const [cx, cy] = at[i];
