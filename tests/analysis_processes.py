@@ -68,11 +68,11 @@ def surfaces(rank: int, ranks: int) -> dict[str, Any]:
     }
     if ranks > 1:
 
-        def again(model: nn.Module, batch: Batch) -> torch.Tensor:
+        def counted(model: nn.Module, batch: Batch) -> torch.Tensor:
             result["evaluated again"] = result.get("evaluated again", 0) + 1
             return loss(model, batch)
 
-        analysis.surface(model, again, batches, file=file, **options)
+        analysis.surface(model, counted, batches, file=file, **options)
         try:
             analysis.surface(model, loss, batches[rank:], **options)
         except ValueError as error:
@@ -93,7 +93,10 @@ def surfaces(rank: int, ranks: int) -> dict[str, Any]:
             result["failed"] = str(error)
         model = DistributedDataParallel(model)
     mine = shares(batches, rank, ranks)
-    result["replicas"] = analysis.surface(model, loss, mine, **options).losses.tolist()
+    file = file and file.with_name("replicas.npz")
+    result["replicas"] = analysis.surface(model, loss, mine, file=file, **options).losses.tolist()
+    again = analysis.surface(model, loss, mine, file=file, **options).losses.tolist()
+    result["replicas again"] = again
     return result
 
 

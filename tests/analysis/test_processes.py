@@ -68,3 +68,4 @@ def test_processes_share_the_points_of_a_surface(one: Any, both: Any):
         assert "holds a grid with other coordinates" in rank["other grid"]
     assert both[0]["failed"].startswith("another process could not evaluate its points")
     assert both[1]["failed"] == "of rank 1"
+    assert both[0]["replicas again"] == both[0]["replicas"]

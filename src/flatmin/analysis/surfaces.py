@@ -220,9 +220,10 @@ def surface(
     shares = objective.group is None and dist.is_available() and dist.is_initialized()
     if shares:
         same_on_all(grid.identity, objective.device)
+    several = shares or objective.group is not None
+    lead = not several or dist.get_rank() == 0
     kept = GridFile(file)
-    lead = not shares or dist.get_rank() == 0
-    kept.load(grid, shared=shares)
+    kept.load(grid, shared=several)
     here = [1.0] if plane.centre is not None else []
     line = ProgressLine(progress and lead)
     with objective.along(*ways) as go:
@@ -235,7 +236,7 @@ def surface(
         try:
             _fill(grid, value, objective, shares, kept if lead else GridFile(None), line)
         except KeyboardInterrupt:
-            if shares or not grid.known.any():
+            if several or not grid.known.any():
                 raise
     losses, *others = grid.tables()
     says = _says(objective, plane, statistics if layers else None, grid)

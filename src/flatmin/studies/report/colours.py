@@ -61,6 +61,7 @@ STYLES: Mapping[str, Style] = {
     "late-sam": Style(1, 2),
     "late-agnostic-sam": Style(3, 2),
     "previous-sam": Style(4, 1),
+    "previous-agnostic-sam": Style(4, 2),
     "agnostic-sam-previous": Style(4),
     "ae-agnostic-sam": Style(5, 1),
     "ae-agnostic-sam-previous": Style(5),

@@ -278,10 +278,11 @@ class _AtHand:
                 )
         # the memory order in which a CPU convolves a third faster
         model.to(group.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        size = found.training.batch if found.training else BATCH
         seen = (training.data, training.limit, training.size, training.noise, training.seed)
-        key = (*seen, training.holdout, training.batch)
+        key = (*seen, training.holdout, size)
         if key not in self._batches:
-            parts = run_data.sample(self._images).parts(min(training.batch, self._images))
+            parts = run_data.sample(self._images).parts(size)
             self._batches[key] = [(part.inputs, part.targets) for part in parts]
         return model, self._batches[key]
 
@@ -297,7 +298,7 @@ class _AtHand:
             flags = {"--model NAME": self._model, "--data NAME": self._data}
             missing = text.listing([flag for flag, value in flags.items() if value is None])
             raise InputError(f"{found.where} does not say what it is of: add {missing}")
-        return Training(self._data, model or "mlp", "sgd", batch=BATCH, limit=self._limit)
+        return Training(self._data, model or "mlp", "sgd", batch=1, limit=self._limit)
 
     def _loaded(self, training: Training) -> ImageData:
         wanted = training.data, training.limit, training.size
