@@ -419,13 +419,12 @@ class Hessian(Curvature):
         if self._differences:
             return self.objective.gradient()
         self._check_weights()
-        total = torch.zeros(
-            self.parameters.count, dtype=torch.float64, device=self.parameters.device
-        )
+        device = self.parameters.device
+        total = torch.zeros(self.parameters.count, dtype=torch.float64, device=device)
         pieces = self.parameters.unflatten(total)
         with self._looking() as visit:
             for i, chunk in enumerate(self._planned(visit)):
-                graph = self._graphs.get(i) or self._built(chunk, visit)
+                graph: list[tuple[int, Tensor]] = self._graphs.get(i) or self._built(chunk, visit)
                 if i in self._keepable:
                     self._graphs[i] = graph
                 for j, g in graph:

@@ -18,7 +18,7 @@ from flatmin.analysis.parameters import Parameters, Subset
 from flatmin.analysis.untouched import Mode, Visit, moving_layers, untouched
 from flatmin.engine import check
 from flatmin.engine.space import Space
-from flatmin.engine.vec import Term, Vector
+from flatmin.engine.vec import Vector
 from flatmin.engine.walk import Walk
 from flatmin.pairs import part_of
 
@@ -184,8 +184,7 @@ class Objective:
 
     def displacement(self, space: Space, v: Tensor) -> Vector:
         """A flat vector as the engine's, laid out as `space` over `leaves`."""
-        pieces = self.parameters.like(v, self.leaves)
-        return Vector(Term(space.join([space.piece(i, x) for i, x in enumerate(pieces)])))
+        return self.parameters.displacement(space, v, self.leaves)
 
     def value(self, *, finite: bool = False) -> float:
         """The loss at the weights as they are, which may be inf or nan.
