@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from flatmin.direction.base import Direction
+from flatmin.direction.opposed import Opposed
 from flatmin.engine import check
 from flatmin.engine.vec import ZERO
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Agnostic(Direction):
+class Agnostic(Opposed):
     """Climb the training loss while stepping down the auxiliary one, so that their gradients align.
 
         eps_v = rho2 Γ(∇L(w; A));   v <- beta v + (1 - beta) ∇L(w + eps_v; A)
@@ -57,19 +57,11 @@ class Agnostic(Direction):
         2.0
     """
 
-    rho1: float | None = None
-    rho2: float | None = None
-    beta: float = 0.9
-    ratio: float = 2.0
     auxiliary: Literal["batch", "previous"] = "batch"
     on_skipped: bool = False
 
     def __post_init__(self) -> None:
-        check.in_range("beta", self.beta, 0.0, 1.0, open_high=True)
-        check.at_least_zero("ratio", self.ratio)
-        for name in ("rho1", "rho2"):
-            if getattr(self, name) is not None:
-                check.at_least_zero(name, getattr(self, name))
+        super().__post_init__()
         check.one_of("auxiliary", self.auxiliary, ("batch", "previous"))
         if self.on_skipped and self.auxiliary == "batch":
             raise ValueError(
@@ -90,18 +82,13 @@ class Agnostic(Direction):
     def moving(self) -> tuple[str, ...]:
         return self.buffers if self.on_skipped else ()
 
-    def largest_radius(self, rho: float) -> float:
-        rho1 = self.ratio * rho if self.rho1 is None else self.rho1
-        return max(rho1, rho if self.rho2 is None else self.rho2)
-
     def displacement(self, at: Viewpoint) -> PassGenerator[Vector]:
         if self.auxiliary == "batch":
             eps_v = at.climb((yield from at.auxiliary()), self.rho2)
             v = self._remember(at, (yield from at.auxiliary(eps_v)))
         else:
             v = at.recall("agnostic_mean") or ZERO
-        ratio = self.ratio if self.rho1 is None else 1.0
-        return ratio * at.climb(at.grad, self.rho1) - at.climb(v, self.rho2)
+        return self.between(at, at.grad, v)
 
     def skipped(self, at: Viewpoint) -> None:
         if self.on_skipped:

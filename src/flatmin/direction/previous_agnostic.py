@@ -7,9 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from flatmin.direction.base import Direction
+from flatmin.direction.opposed import Opposed
 from flatmin.direction.previous import GRADIENT
-from flatmin.engine import check
 from flatmin.engine.vec import ZERO
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ MEAN = "previous_mean"
 
 
 @dataclass(frozen=True)
-class PreviousAgnostic(Direction):
+class PreviousAgnostic(Opposed):
     """Up the perturbed gradient of the step before, and down the mean of those before it.
 
         eps = rho1 Γ(h) - rho2 Γ(v),   h = g_s of the last perturbed step;   0 before the first
@@ -59,32 +58,14 @@ class PreviousAgnostic(Direction):
         1.0
     """
 
-    rho1: float | None = None
-    rho2: float | None = None
-    beta: float = 0.9
-    ratio: float = 2.0
-
     needs_gradient: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check.in_range("beta", self.beta, 0.0, 1.0, open_high=True)
-        check.at_least_zero("ratio", self.ratio)
-        for name in ("rho1", "rho2"):
-            if getattr(self, name) is not None:
-                check.at_least_zero(name, getattr(self, name))
 
     @property
     def buffers(self) -> tuple[str, ...]:
         return (MEAN, GRADIENT)
 
-    def largest_radius(self, rho: float) -> float:
-        rho1 = self.ratio * rho if self.rho1 is None else self.rho1
-        return max(rho1, rho if self.rho2 is None else self.rho2)
-
     def displacement(self, at: Probe) -> Vector:
-        h, v = at.recall(GRADIENT) or ZERO, at.recall(MEAN) or ZERO
-        ratio = self.ratio if self.rho1 is None else 1.0
-        return ratio * at.climb(h, self.rho1) - at.climb(v, self.rho2)
+        return self.between(at, at.recall(GRADIENT) or ZERO, at.recall(MEAN) or ZERO)
 
     def learn(self, at: Probe, seen: Vector) -> None:
         h, before = at.recall(GRADIENT), at.recall(MEAN) or ZERO
