@@ -96,7 +96,9 @@ def find(name: str) -> Any:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         lost = f"no module {module}" if error.name in _above(module) else str(error)
-        raise InputError(f"{name} cannot be imported ({lost}): give module:name") from None
+        raise InputError(
+            f"{name} cannot be imported ({lost}): start where it can be, or mend the name"
+        ) from None
     except Exception as error:
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"{name} cannot be imported ({said}): mend {module}") from None
