@@ -268,7 +268,9 @@ class ScaledRecipe:
             given.pop("rho", None)
         elif factor != 1.0:
             given["rho"] = _rounded((given.get("rho") or default) * factor)
-        return Training.of({**given, "options": tuple(given.get("options", {}).items())})
+        for pairs in ("options", "base_options"):
+            given[pairs] = tuple(given.get(pairs, {}).items())
+        return Training.of(given)
 
 
 def _require_data(name: str) -> None:
@@ -282,6 +284,7 @@ _KINDS: Mapping[str, TypeAdapter[Any]] = {
     for name, kind in {
         **get_type_hints(Training),
         "options": dict[str, int | float | str],
+        "base_options": dict[str, Any],
         "factor": float,
         "tune": dict[str, tuple[float, ...]],
     }.items()

@@ -97,16 +97,16 @@ def by_class(train: Tree, test: Tree, form: Form | int) -> Content:
     return content(*listings, form)
 
 
-def listed(tree: Tree) -> PathList:
+def listed(tree: Tree, least: int = 2) -> PathList:
     """The images of `<class>/*`, class by class, both in alphabetical order.
 
-    Raises InputError where there are fewer than two classes, or one has fewer than two images.
+    Raises InputError where there are fewer than `least` classes, or one has fewer images.
     """
     classes = sorted(name for name in tree.folders if "/" not in name)
-    if len(classes) < 2:
+    if len(classes) < least:
         raise InputError(
             f"{tree.where} holds {len(classes)} class folders: expected one folder of images for "
-            f"each class, at least 2, or train/ and test/ with such folders inside"
+            f"each class, at least {least}, or train/ and test/ with such folders inside"
         )
     inside: dict[str, list[str]] = {name: [] for name in classes}
     for path in images_of(tree):
@@ -114,8 +114,10 @@ def listed(tree: Tree) -> PathList:
         if within:
             inside[folder].append(path)
     for name, paths in inside.items():
-        if len(paths) < 2:
-            raise InputError(f"{tree.where}/{name} holds {len(paths)} images: expected at least 2")
+        if len(paths) < least:
+            raise InputError(
+                f"{tree.where}/{name} holds {len(paths)} images: expected at least {least}"
+            )
     return PathList(
         [tree.files[path] for paths in inside.values() for path in paths],
         [name for name, paths in inside.items() for _ in paths],
