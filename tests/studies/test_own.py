@@ -76,6 +76,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> ComparisonResult:
 def test_the_rows_are_those_of_the_same_training_alone(found: ComparisonResult):
     assert [run.method for run in found.runs][::2] == ["sgd", "sam", "agnostic-sam", "mine"]
     assert {run.seed for run in found.runs} == {0, 1}
+    titles = [line.title for line in found.summary.lines]
+    assert titles == ["Base optimizer", "SAM", "Agnostic-SAM", "mine"]
     assert [line.rho for line in found.summary.lines] == [None, 0.05, 0.05, 0.03]
     assert all(row.cost["steps"] == 2 * (150 // 16) for row in found.rows)
     data = SampleData.of("tensors", *TENSORS)
@@ -419,6 +421,24 @@ def test_keys_of_earlier_versions_stay():
     training = Training("digits", "mlp", "agnostic-sam", noise="0.4", epochs=2)
     assert training.key == "fd650858000ee4ef"
     assert replace(training, loss="torch.nn.functional:mse_loss").key != training.key
+
+
+INTERRUPTED: list[bool] = []
+
+
+def interrupting(outputs: Tensor, targets: Tensor) -> float:
+    if INTERRUPTED and len(outputs) == 50:  # of the test set, not of the trial
+        INTERRUPTED.pop()
+        raise KeyboardInterrupt
+    return float(F.cross_entropy(outputs, targets))
+
+
+def test_an_interrupted_call_goes_on_in_the_same_process(tmp_path: Path):
+    asked: dict[str, Any] = {"metric": interrupting, "direction": "min", "seeds": 1}
+    INTERRUPTED.append(True)
+    with pytest.raises(KeyboardInterrupt):
+        compared(tmp_path, **asked)
+    assert len(compared(tmp_path, **asked).rows) == 2
 
 
 # Several processes, by import paths -----------------------------------------------------------
