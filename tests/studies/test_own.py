@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from originals import picture, written
+from pictures import write_parquet
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -75,6 +76,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> ComparisonResult:
 def test_the_rows_are_those_of_the_same_training_alone(found: ComparisonResult):
     assert [run.method for run in found.runs][::2] == ["sgd", "sam", "agnostic-sam", "mine"]
     assert {run.seed for run in found.runs} == {0, 1}
+    titles = [line.title for line in found.summary.lines]
+    assert titles == ["Base optimizer", "SAM", "Agnostic-SAM", "mine"]
     assert [line.rho for line in found.summary.lines] == [None, 0.05, 0.05, 0.03]
     assert all(row.cost["steps"] == 2 * (150 // 16) for row in found.rows)
     data = SampleData.of("tensors", *TENSORS)
@@ -331,36 +334,37 @@ def test_a_default_never_stops_a_command():
         settled(limit=100, batch=128)
 
 
-def test_a_folder_of_classes_is_a_further_test_set(tmp_path: Path):
+def test_folders_of_classes_and_parquet_files_are_further_test_sets(tmp_path: Path):
     def images(classes: str, shade: int) -> dict[str, bytes]:
         return {
             f"{c}/{i}.png": picture(shade + 90 * "ab".find(c) + i)
             for c in classes
-            for i in (0, 1, 2, 3, 4)
+            for i in range(5)
         }
 
     for name, classes, shade in (("birds", "ab", 10), ("shifted", "b", 20), ("others", "ax", 0)):
         written(tmp_path / name, images(classes, shade))
+    pixels = list(images("ba", 10).values())
+    write_parquet(tmp_path / "rows" / "test.parquet", pixels, [0] * 5 + [1] * 5, ["b", "a"])
+    shifted, rows = str(tmp_path / "shifted"), str(tmp_path / "rows")
     asked: dict[str, Any] = {
         "model": "mlp",
         "train": str(tmp_path / "birds"),
+        "test": None,
         "methods": ["sgd"],
         "base": "sgd",
         "seeds": 1,
         "batch": 4,
+        "epochs": 8,
     }
-    shifted = str(tmp_path / "shifted")
-    with pytest.raises(InputError, match="shifted holds 1 class folders"):
-        flatmin.compare(**asked, examine=[shifted], out=tmp_path / "out")
-    written(tmp_path / "shifted", images("a", 20))
-    result = flatmin.compare(
-        **asked, test=None, epochs=1, examine=[shifted], out=tmp_path / "out", progress=False
-    )
-    assert result.rows[0].examined.keys() == {shifted}
+    result = compared(tmp_path / "out", **asked, examine=[shifted, rows])
+    (row,) = result.rows
+    assert row.accuracy == 100  # so that the others' classes are known, by name and not by number
+    assert row.examined == {shifted: 100, rows: 100}
     assert "shifted %" in result.table
     others = str(tmp_path / "others")
     with pytest.raises(InputError, match=r"others: its classes x are not among a, b; name its"):
-        flatmin.compare(**asked, examine=[others], out=tmp_path / "out")
+        compared(tmp_path / "out", **asked, examine=[others])
 
 
 # Extending ------------------------------------------------------------------------------------
@@ -417,6 +421,24 @@ def test_keys_of_earlier_versions_stay():
     training = Training("digits", "mlp", "agnostic-sam", noise="0.4", epochs=2)
     assert training.key == "fd650858000ee4ef"
     assert replace(training, loss="torch.nn.functional:mse_loss").key != training.key
+
+
+INTERRUPTED: list[bool] = []
+
+
+def interrupting(outputs: Tensor, targets: Tensor) -> float:
+    if INTERRUPTED and len(outputs) == 50:  # of the test set, not of the trial
+        INTERRUPTED.pop()
+        raise KeyboardInterrupt
+    return float(F.cross_entropy(outputs, targets))
+
+
+def test_an_interrupted_call_goes_on_in_the_same_process(tmp_path: Path):
+    asked: dict[str, Any] = {"metric": interrupting, "direction": "min", "seeds": 1}
+    INTERRUPTED.append(True)
+    with pytest.raises(KeyboardInterrupt):
+        compared(tmp_path, **asked)
+    assert len(compared(tmp_path, **asked).rows) == 2
 
 
 # Several processes, by import paths -----------------------------------------------------------

@@ -96,7 +96,9 @@ def find(name: str) -> Any:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         lost = f"no module {module}" if error.name in _above(module) else str(error)
-        raise InputError(f"{name} cannot be imported ({lost}): give module:name") from None
+        raise InputError(
+            f"{name} cannot be imported ({lost}): start where it can be, or mend the name"
+        ) from None
     except Exception as error:
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"{name} cannot be imported ({said}): mend {module}") from None
@@ -227,9 +229,17 @@ def method(name: str) -> Method:
     return _method(name, find(name)) if is_own(name) else methods.find(name)
 
 
-def method_title(name: str) -> str:
-    """What a method is called in a table, whether it is here or not."""
-    return title(name) if is_own(name) else methods.find(name).title
+_ALONE = {"nesterov": "Nesterov", "adam": "Adam", "adamw": "AdamW", "lambda": "Base optimizer"}
+"""What the base optimizer alone is called, where that is not SGD."""
+
+
+def method_title(name: str, base: str = "sgd") -> str:
+    """What a method is called in a table, whether it is here or not; `sgd` is the base alone."""
+    if is_own(name):
+        return title(name)
+    if name == "sgd" and base != "sgd":
+        return _ALONE.get(title(base), title(base))
+    return methods.find(name).title
 
 
 @functools.lru_cache(maxsize=64)

@@ -317,6 +317,10 @@ class Comparison(BaseModel):
     def _tuned_methods(self) -> list[TunedMethod]:
         return [self.tuned(name) for name in self.methods]
 
+    def title(self, method: str) -> str:
+        """What a table calls `method`."""
+        return own.method_title(method, self.base)
+
     @property
     def measure(self) -> str:
         """By which methods are ranked; see `flatmin.studies.plan.measures`."""

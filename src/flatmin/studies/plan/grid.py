@@ -296,7 +296,8 @@ class ScaledRecipe:
             given.pop("rho", None)
         elif factor != 1.0:
             given["rho"] = _rounded((given.get("rho") or default) * factor)
-        given["options"] = tuple(given.get("options", {}).items())
+        for pairs in ("options", "base_options"):
+            given[pairs] = tuple(given.get(pairs, {}).items())
         given["analysis"] = AnalysisOptions.of(given.get("analysis", {})).pairs
         training = Training.of(given)
         if budget is None:
@@ -319,6 +320,7 @@ _KINDS: Mapping[str, TypeAdapter[Any]] = {
         **get_type_hints(Training),
         "options": dict[str, int | float | str],
         "analysis": dict[str, Any],
+        "base_options": dict[str, Any],
         "factor": float,
         "budget": float,
         "tune": dict[str, tuple[float, ...]],

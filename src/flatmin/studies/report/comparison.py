@@ -38,6 +38,7 @@ def render(outcome: Outcome, summary: Summary) -> str:
         subject=subject(outcome),
         verdict=verdict(summary),
         comparison=comparison,
+        model=own.title(comparison.model),
         common_cost=summary.common_cost,
         held_out=_held_out(outcome),
         grid=_grid(comparison),

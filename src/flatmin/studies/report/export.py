@@ -17,7 +17,7 @@ from flatmin.studies.report.section import Section
 from flatmin.studies.report.summary import INTERVALS
 from flatmin.studies.report.tables import Column, Entry, TableCell
 from flatmin.studies.store.row import Row
-from flatmin.training import Training, own
+from flatmin.training import Training
 
 # Markdown -------------------------------------------------------------------------------------
 
@@ -143,7 +143,7 @@ def _placed(record: Record) -> Iterable[tuple[Row, list[tuple[str, str]]]]:
 def _settings(record: Record) -> Iterable[tuple[str, Mapping[str, TunedMethod]]]:
     plan = record.plan
     if isinstance(plan, Comparison):
-        yield "", {own.method_title(name): plan.tuned(name) for name in plan.methods}
+        yield "", {plan.title(name): plan.tuned(name) for name in plan.methods}
         return
     for setting in plan.settings:
         labels = [f"{axis}: {label}" for axis, label in setting.position.items()]

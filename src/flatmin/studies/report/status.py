@@ -143,7 +143,7 @@ def described(training: Training) -> str:
     """`SAM ρ 0.05 seed 1`."""
     rho = "" if training.rho is None else f" ρ {training.rho:g}"
     purpose = f"tuning {-training.seed}" if training.holdout else f"seed {training.seed}"
-    return f"{own.method_title(training.method)}{rho} {purpose}"
+    return f"{own.method_title(training.method, training.base)}{rho} {purpose}"
 
 
 def shown(status: Status, width: int) -> RenderableType:

@@ -234,10 +234,10 @@ def of_comparison(
 ) -> Summary:
     """The table of a comparison, from `rows`."""
     missing = tuple(
-        f"{_named(failure.training.method)}, seed {failure.training.seed}: {failure.reason}"
-        for failure in failures
+        f"{comparison.title(each.training.method)}, seed {each.training.seed}: {each.reason}"
+        for each in failures
     )
-    tuned_methods = {_named(name): comparison.tuned(name) for name in comparison.methods}
+    tuned_methods = {comparison.title(name): comparison.tuned(name) for name in comparison.methods}
     return of_tuned_methods(tuned_methods, rows, comparison.measure, missing)
 
 
@@ -439,10 +439,6 @@ def _signed(line: Line) -> dict[int, float]:
 
 def _sign(line: Line) -> int:
     return -1 if heading(line.measure).lower else 1
-
-
-def _named(method: str) -> str:
-    return own.method_title(method)
 
 
 def _mean(summary: Summary) -> str:

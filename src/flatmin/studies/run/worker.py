@@ -103,6 +103,11 @@ def _do(claim: Claim, trainer: CellTrainer, heartbeat: Heartbeat) -> None:
                 row = trainer.do(claim.training, watch)
         except ClaimLost:
             raise  # not a failure of the cell: it is somebody else's by now
+        except KeyboardInterrupt:
+            # of a process that may live on, as a notebook does: it would hold the cell for ever
+            with suppress(InputError):
+                claim.withdraw()
+            raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 # Withdrawn, not failed: it is as good as it was, and any other would fail too.

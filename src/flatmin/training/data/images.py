@@ -154,7 +154,7 @@ def test_classes(name: str) -> tuple[str, ...]:
     path = Path(name)
     if path.is_dir() and parquet.holds_test(path):
         return parquet.read_test(path, Form(3, 8)).classes
-    return tuple(sorted(set(listed(_to_test(path)).labels)))
+    return tuple(sorted(set(listed(_to_test(path), least=1).labels)))
 
 
 def load_test(name: str, *, channels: int, size: int) -> ImageData:
@@ -172,7 +172,7 @@ def load_test(name: str, *, channels: int, size: int) -> ImageData:
     if path.is_dir() and parquet.holds_test(path):
         content = parquet.read_test(path, form)
     else:
-        images = listed(_to_test(path))
+        images = listed(_to_test(path), least=1)
         classes = tuple(sorted(set(images.labels)))
         test = images.part(classes, form)
         content = Content(classes, test.at(torch.arange(0)), test)

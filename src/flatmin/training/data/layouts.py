@@ -104,11 +104,11 @@ def by_class(train: Tree, test: Tree, form: Form | OpenForm) -> Content:
     return replace(content(*listings, form), notes=notes)
 
 
-def listed(tree: Tree) -> PathList:
+def listed(tree: Tree, least: int = 2) -> PathList:
     """The images of `<class>/*`, class by class, both in alphabetical order.
 
-    Folders without an image are passed over, with a note. Raises InputError where fewer than two
-    classes are left, or one has fewer than two images.
+    Folders without an image are passed over, with a note. Raises InputError where fewer than
+    `least` classes are left, or one has fewer images.
     """
     inside: dict[str, list[str]] = {name: [] for name in sorted(tree.folders) if "/" not in name}
     for path in images_of(tree):
@@ -117,15 +117,17 @@ def listed(tree: Tree) -> PathList:
             inside[folder].append(path)
     empty = [name for name, paths in inside.items() if not paths]
     inside = {name: paths for name, paths in inside.items() if paths}
-    if len(inside) < 2:
+    if len(inside) < least:
         without = f", and {len(empty)} without an image" if empty else ""
         raise InputError(
             f"{tree.where} holds {len(inside)} class folders{without}: expected one folder of "
-            f"images for each class, at least 2, or train/ and test/ with such folders inside"
+            f"images for each class, at least {least}, or train/ and test/ with such folders inside"
         )
     for name, paths in inside.items():
-        if len(paths) < 2:
-            raise InputError(f"{tree.where}/{name} holds a single image: expected at least 2")
+        if len(paths) < least:
+            raise InputError(
+                f"{tree.where}/{name} holds {len(paths)} images: expected at least {least}"
+            )
     return PathList(
         [tree.files[path] for paths in inside.values() for path in paths],
         [name for name, paths in inside.items() for _ in paths],
