@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flatmin.cli.messages import AGAIN, raised_interrupts, stop
+from flatmin.cli.messages import AGAIN, stop
 
 if TYPE_CHECKING:
     from flatmin.cli.arguments import RunArguments, WorkerArguments
@@ -185,7 +186,11 @@ def train(
     if retry:
         store.retry()
     try:
-        with raised_interrupts(), terminal.ProgressBar(name, plan.total, store) as progress:
+        # an exception, where there is something to be kept
+        with (
+            processes.interrupts(signal.default_int_handler),
+            terminal.ProgressBar(name, plan.total, store) as progress,
+        ):
             processes.run(store, plan, trainer, workers, progress)
     except KeyboardInterrupt:
         store.refresh()

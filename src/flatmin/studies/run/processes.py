@@ -125,13 +125,13 @@ class _Member:
     def __init__(
         self, location: StudyLocation, plan: Plan, trainer: CellTrainer, index: int
     ) -> None:
-        with _interrupts_ignored():  # the server is born with what its parent ignores
+        with interrupts(signal.SIG_IGN):  # the server is born with what its parent ignores
             context = _context()
         self.index = index
         self._pipe, theirs = context.Pipe()
         arguments = (theirs, location, plan, trainer, index)
         self.process = context.Process(target=_work, args=arguments, daemon=True)
-        with _interrupts_ignored():  # a child is born with what its parent ignores
+        with interrupts(signal.SIG_IGN):  # a child is born with what its parent ignores
             self.process.start()
         theirs.close()  # so that the end of either process is the end of the pipe
 
@@ -161,7 +161,7 @@ class _Member:
 
 def _await_server() -> None:
     """Return once the server has imported everything: seconds in which an interrupt is heard."""
-    with _interrupts_ignored():
+    with interrupts(signal.SIG_IGN):
         context = _context()
     if context.get_start_method() == "forkserver":
         first = context.Process(target=_nothing, daemon=True)
@@ -197,11 +197,12 @@ def _environment(settings: Mapping[str, str]) -> Generator[None, None, None]:
 
 
 @contextmanager
-def _interrupts_ignored() -> Generator[None, None, None]:
+def interrupts(handler: Any) -> Generator[None, None, None]:
+    """Interrupts meanwhile go to `handler`, as `signal.signal` takes it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:
