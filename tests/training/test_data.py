@@ -546,7 +546,7 @@ def test_photographs_stand_upright(tmp_path: Path):
         (lambda folder: (folder / "bees" / "3.png").write_text("no"), r"3\.png cannot be decoded"),
         (
             lambda folder: shutil.move(folder / "bees" / "3.png", folder / "wasps" / "3.png"),
-            "wasps holds a single image: expected at least 2",
+            "wasps holds 1 images: expected at least 2",
         ),
         (lambda folder: (folder / "bees").rename(folder.parent / "bees"), "1 class folders"),
     ],
