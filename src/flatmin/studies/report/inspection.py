@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from markupsafe import Markup
+
 from flatmin import analysis
 from flatmin.studies.report import html, inspection_figures
 from flatmin.studies.report.findings import STEPS, TOP, Bench, Findings, Wanted, digest_of
@@ -83,6 +85,8 @@ class Inspection:
         Args:
             command: that makes it again; default none.
         """
+        import plotly.offline  # half a second, which those who only measure need not wait
+
         return html.page(
             "inspect.html",
             [],
@@ -91,7 +95,8 @@ class Inspection:
             tops=[[measured(*pair) for pair in each.top] for each in self.models],
             steps=STEPS,
             surfaces=inspection_figures.surfaces(self.models, self.shared),
-            plots=inspection_figures.plots(self.models, self.wanted),
+            boxes=inspection_figures.plots(self.models, self.wanted),
+            library=Markup(plotly.offline.get_plotlyjs()),  # its own text, not the user's
             inspected=html.script(
                 inspection_figures.content(self.models, self.wanted, self.shared)
             ),

@@ -1,6 +1,17 @@
 "use strict";
 (() => {
-  const { all, look, axis, layout } = window.flatmin;
+  const all = (within, selector) => [...within.querySelectorAll(selector)];
+  const look = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const axis = (title, more = {}) => ({
+    title: { text: title, standoff: 8 }, color: look("--soft"), gridcolor: look("--line"),
+    linecolor: look("--line"), zeroline: false, automargin: true, fixedrange: true, ...more,
+  });
+  const layout = (x, y, more = {}) => ({
+    margin: { l: 8, r: 12, t: 8, b: 8 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: look("--ink") },
+    hoverlabel: { bgcolor: look("--paper"), bordercolor: look("--line"), font: { color: look("--ink") } },
+    showlegend: false, xaxis: x, yaxis: y, ...more,
+  });
   const found = JSON.parse(document.getElementById("inspected").textContent);
   const select = document.getElementById("metric");
   const quiet = { displayModeBar: false, responsive: true };
@@ -98,7 +109,11 @@
   draw();
   select?.addEventListener("change", draw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  const print = (begin) => () => { printing = begin; draw(); };
+  const print = (begin) => () => {
+    printing = begin;
+    document.documentElement.classList.toggle("printing", begin);
+    draw();
+  };
   addEventListener("beforeprint", print(true));
   addEventListener("afterprint", print(false));
   document.documentElement.dataset.height = document.documentElement.scrollHeight; // for a picture of it all

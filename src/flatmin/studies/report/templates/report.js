@@ -37,7 +37,6 @@
     hoverlabel: { bgcolor: look("--paper"), bordercolor: look("--line"), font: { color: look("--ink") } },
     showlegend: false, xaxis: x, yaxis: y, ...more,
   });
-  window.flatmin = { all, look, axis, layout }; // for the scripts of single pages
   const upright = (at, text = "") => ({
     shapes: [{ type: "line", x0: at, x1: at, yref: "paper", y0: 0, y1: 1,
       line: { color: look("--soft"), width: 1, dash: "dot" } }],
