@@ -1,7 +1,5 @@
 """Models looked at side by side: curvature, sharpness, surfaces; as a page, and in a notebook.
 
-from markupsafe import Markup
-
 from flatmin.studies.report.inspection import Subject, inspect
 
 inspect([Subject("SGD", a, batches), Subject("SAM", b, batches)])    # shows itself
@@ -87,18 +85,18 @@ class Inspection:
         Args:
             command: that makes it again; default none.
         """
-        import plotly.offline  # half a second, which those who want no page need not wait
+        import plotly.offline  # half a second, which those who only measure need not wait
 
         return html.page(
             "inspect.html",
             [],
-            plotly=Markup(plotly.offline.get_plotlyjs()),  # its own text, not the user's
             inspection=self,
             rows=[cells(each) for each in self.models],
             tops=[[measured(*pair) for pair in each.top] for each in self.models],
             steps=STEPS,
             surfaces=inspection_figures.surfaces(self.models, self.shared),
-            plots=inspection_figures.plots(self.models, self.wanted),
+            boxes=inspection_figures.plots(self.models, self.wanted),
+            library=Markup(plotly.offline.get_plotlyjs()),  # its own text, not the user's
             inspected=html.script(
                 inspection_figures.content(self.models, self.wanted, self.shared)
             ),

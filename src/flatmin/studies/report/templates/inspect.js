@@ -109,7 +109,11 @@
   draw();
   select?.addEventListener("change", draw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  const print = (begin) => () => { printing = begin; draw(); };
+  const print = (begin) => () => {
+    printing = begin;
+    document.documentElement.classList.toggle("printing", begin);
+    draw();
+  };
   addEventListener("beforeprint", print(true));
   addEventListener("afterprint", print(false));
   document.documentElement.dataset.height = document.documentElement.scrollHeight; // for a picture of it all
