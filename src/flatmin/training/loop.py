@@ -87,7 +87,6 @@ class Run:
         analysed: what was looked at beside it, by name.
         device: on which it ran, such as "cpu" or "NVIDIA H200".
         processes: that trained the model together.
-        model: as it was measured last, in evaluation mode; with FSDP2 this rank's shard of it.
     """
 
     training: Training
@@ -100,7 +99,19 @@ class Run:
     analysed: Mapping[str, list[float]] = field(default_factory=dict[str, list[float]])
     device: str = "cpu"
     processes: int = 1
-    model: nn.Module | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def model(self) -> nn.Module | None:
+        """As it was measured last, in evaluation mode; with FSDP2 this rank's shard of it.
+
+        No field: a run can be compared, printed and written down without it.
+        """
+        return self.__dict__.get("_model")
+
+    def with_model(self, model: nn.Module) -> Run:
+        """The same run, which has its model."""
+        object.__setattr__(self, "_model", model)
+        return self
 
     @property
     def accuracy(self) -> float:
@@ -209,8 +220,7 @@ def _train(
         analysed={} if learner.observer is None else learner.observer.values,
         device=group.name,
         processes=group.world,
-        model=group.bare(learner.model),
-    )
+    ).with_model(group.bare(learner.model))
 
 
 def _model(
