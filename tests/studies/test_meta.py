@@ -284,7 +284,7 @@ def test_the_commands_train_resume_and_test(omniglot: Path, capsys: pytest.Captu
     assert "| Sharp-MAML (low, ρ 0.01) | 0 |" in out
     page = (omniglot / "a" / "report.html").read_text()
     for number in (0, 1):  # the colours of sgd and sam, here as everywhere
-        assert f'"style":{{"color":"var(--m{number})","dash":""}}' in page
+        assert f'"style":{{"color":"var(--m{number})","dash":"",' in page
     assert (omniglot / "a" / "report.md").read_text() in out
     assert main(["meta", "test", "."]) == 0  # all that are in a folder
     assert capsys.readouterr().out.count("| 0 |") >= 2

@@ -12,6 +12,9 @@ COLOURS = 12
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
 """Lengths of strokes and gaps, as SVG takes them."""
 
+SHAPES = ("circle", "square", "triangle", "wedge")
+"""Of points, where there are no lines to be dashed; one for each dash."""
+
 
 @dataclass(frozen=True)
 class Style:
@@ -19,7 +22,7 @@ class Style:
 
     Fields:
         color: number of its colour.
-        dash: number of its dash; 0 is a whole line.
+        dash: number of its dash, and of the shape of its points; 0 is a whole line, and a circle.
         tone: 0 for the colour itself; more of the paper's with each.
     """
 
@@ -28,11 +31,12 @@ class Style:
     tone: int = 0
 
     def as_data(self) -> dict[str, str]:
-        """As a page takes it: the colour as CSS, and the dash as SVG."""
+        """As a page takes it: the colour as CSS, the dash as SVG, and the shape of its points."""
         own = f"var(--m{self.color})"
         share = max(35, 100 - 32 * self.tone)
         paler = f"color-mix(in srgb, {own} {share}%, var(--paper))"
-        return {"color": paler if self.tone else own, "dash": DASHES[self.dash]}
+        color = paler if self.tone else own
+        return {"color": color, "dash": DASHES[self.dash], "shape": SHAPES[self.dash]}
 
 
 STYLES: Mapping[str, Style] = {

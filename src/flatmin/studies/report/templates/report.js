@@ -137,6 +137,13 @@
     made.append(...inside);
     return made;
   };
+  const symbol = (shape, x, y, r, look) => {
+    const corners = { square: [[-r, -r], [r, -r], [r, r], [-r, r]], diamond: [[-r, 0], [0, -r], [r, 0], [0, r]],
+      triangle: [[-r * 1.1, r], [0, -r * 1.2], [r * 1.1, r]], wedge: [[-r * 1.1, -r], [0, r * 1.2], [r * 1.1, -r]] }[shape];
+    return corners
+      ? svg("polygon", { ...look, points: corners.map(([dx, dy]) => `${(x + dx).toFixed(1)},${(y + dy).toFixed(1)}`).join(" ") })
+      : svg("circle", { ...look, cx: x, cy: y, r });
+  };
   const pen = document.createElement("canvas").getContext("2d");
   const measured = (text, size = 12) => {
     pen.font = `${size}px ${getComputedStyle(document.body).fontFamily}`;
@@ -241,9 +248,7 @@
           const size = mark.size ?? 3, [cx, cy] = at[i];
           const look = { class: "point", style: `stroke: ${color}; fill: ${mark.hollow ? "none" : color}`,
             "stroke-width": mark.hollow ? 1.6 : 0, "fill-opacity": style.faint ? 0.4 : 1 };
-          made.append(mark.shape === "diamond"
-            ? svg("path", { ...look, d: `M${cx - size},${cy}L${cx},${cy - size}L${cx + size},${cy}L${cx},${cy + size}Z` })
-            : svg("circle", { ...look, cx, cy, r: size }));
+          made.append(symbol(mark.shape ?? style.shape, cx, cy, size, look));
           if (mark.label) {
             const half = measured(mark.label) / 2, middle = Math.max(left + half, Math.min(width - half, cx));
             made.append(text(mark.label, [middle, cy - size - 5], { class: "tick strong", "text-anchor": "middle" }));
@@ -259,7 +264,7 @@
 
     const sample = (mark, cx, cy) => (mark.kind === "line"
       ? svg("line", { x1: cx, x2: cx + 22, y1: cy, y2: cy, style: `stroke: ${mark.style.color}`, "stroke-width": 2.4, "stroke-dasharray": mark.style.dash })
-      : svg("circle", { cx: cx + 15, cy, r: 4.5, style: `fill: ${mark.style.color}` }));
+      : symbol(mark.style.shape, cx + 15, cy, 4.5, { style: `fill: ${mark.style.color}` }));
     for (const [mark, at, line] of key)
       made.append(sample(mark, at, 10 + 18 * line), text(mark.name, [at + 28, 14 + 18 * line], { class: "name" }));
     if (aside) {
