@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,8 +108,9 @@ class Memory:
         return False
 
     def _first_of(self, p: Tensor, names: Sequence[str]) -> Tensor | None:
-        kept: Mapping[str, Any]
-        for kept in (self._base.state.get(p, _EMPTY), self._buffers.get(p, _EMPTY)):
+        state: Mapping[Tensor, Any] = self._base.state
+        for beside in (state,) if self._buffers is state else (state, self._buffers):
+            kept = beside.get(p, _EMPTY)
             for name in names:
                 x = kept.get(name)
                 if isinstance(x, Tensor) and x.shape == p.shape:
@@ -161,6 +163,8 @@ class Memory:
         found = [self._buffers.get(p, _EMPTY).get(name) for p in self._space.params]
         self._found[name] = found
         kept = self._kept.get(name)
+        if kept is not None and all(map(operator.is_, found, kept.buffers)):
+            return kept  # as they were left
         if kept is None or any(
             b is not None and b is not mine for b, mine in zip(found, kept.buffers, strict=True)
         ):

@@ -312,13 +312,14 @@ class Space:
     def gather(self, found: Sequence[Tensor | None]) -> Vector:
         """Tensors that stand beside the parameters as a vector; zero where there is none."""
         usual = [
-            x is not None and x.dtype is p.dtype for p, x in zip(self.params, found, strict=True)
+            x is not None and x.dtype is look[2] for x, look in zip(found, self._looks, strict=True)
         ]
+        as_they_are = cast("list[Tensor]", found) if self.plain and all(usual) else None
         blocks: list[Tensor] = []
         for b in self.blocks:
             # Several tensors are joined in a copy, and so may lie as they like.
-            if b.joined and self.plain and all(usual[i] for i in b.members):
-                pieces = [cast("list[Tensor]", found)[i] for i in b.members]
+            if b.joined and as_they_are is not None:
+                pieces = [as_they_are[i] for i in b.members]
             else:
                 pieces = [self._piece_beside(i, found[i]) for i in b.members]
             blocks.append(_flatten(pieces, b.runs) if b.joined else pieces[0])
@@ -337,6 +338,9 @@ class Space:
         for p, like, order in zip(self.params, self.pieces, self._orders, strict=True):
             if like.device not in generators:
                 generators[like.device] = random.generator(like.device, seed, *counters)
+            if self.plain:
+                pieces.append(torch.empty_like(like).normal_(generator=generators[like.device]))
+                continue
             shape = (*p.shape, 2) if p.is_complex() else p.shape
             drawn = torch.empty(shape, dtype=like.dtype, device=like.device)
             drawn.normal_(generator=generators[like.device])

@@ -42,7 +42,7 @@ class Perturbation:
     Example:
         >>> from flatmin.meta import Perturbation
         >>> Perturbation.named("agnostic-sam", 0.05).direction
-        Agnostic(rho1=None, rho2=None, beta=0.9, ratio=2.0, auxiliary='batch')
+        Agnostic(rho1=None, rho2=None, beta=0.9, ratio=2.0, auxiliary='batch', on_skipped=False)
     """
 
     rho: float
