@@ -165,6 +165,7 @@ def test_a_key_changes_with_everything_that_determines_a_run():
         "size": 16,
         "examine": ("cifar10-c:gaussian-noise:3",),
         "observe": ("gradient-norms",),
+        "analysis": (("eigenvalues", 5),),
     }
     assert set(others) == {field.name for field in fields(Training)}
     changes = [{name: value} for name, value in others.items() if name != "schedule"]
