@@ -170,6 +170,7 @@ def test_a_key_changes_with_everything_that_determines_a_run():
         "observe": ("gradient-norms",),
         "rho_schedule": "cosine",
         "auxiliary": "containing",
+        "analysis": (("eigenvalues", 5),),
     }
     assert set(others) == {field.name for field in fields(Training)}
     changes = [{name: value} for name, value in others.items() if name != "schedule"]

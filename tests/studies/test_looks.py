@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from flatmin import analysis
 from flatmin.studies.plan.analyses import AnalysisOptions, asked
 from flatmin.studies.plan.recipe import Recipe
-from flatmin.studies.report import html, section
+from flatmin.studies.report import export, html, section
 from flatmin.studies.report.runs import Record
 from flatmin.studies.run.looks import CellAnalysis
 from flatmin.studies.run.trainer import Trainer
@@ -125,6 +125,8 @@ def test_a_recipe_runs_and_its_report_shows_what_was_seen(name: str, tmp_path: P
     assert not store.failures
     shown = section.of_record(Record.of(store, plan))
     page = html.report([shown])
+    csv = export.table_of_runs([Record.of(store, plan)])
+    assert set(plan.recipe.measures) <= set(csv.splitlines()[0].split(","))
     measured = [
         cell.ours for group in shown.table.groups for e in group.entries for cell in e.cells
     ]

@@ -109,9 +109,10 @@ def table_of_runs(records: Sequence[Record]) -> str:
 def _line(record: Record, row: Row, at: Sequence[tuple[str, str]]) -> dict[str, Any]:
     examined = [name for name in row.examined if name not in measures.MEASURES]
     observed = [f"observed:{name}" for name in row.observed]
-    measured = {
-        name: measures.value(row, name) for name in (*measures.MEASURES, *examined, *observed)
-    }
+    # behind an @ are samples and grids, whose last number says nothing
+    analysed = [f"analysis:{name}" for name in row.analysed if "@" not in name]
+    names = *measures.MEASURES, *examined, *observed, *analysed
+    measured = {name: measures.value(row, name) for name in names}
     return {
         "study": serialization.named(record.plan),
         "setting": " | ".join(dict.fromkeys(setting for setting, _ in at)),
