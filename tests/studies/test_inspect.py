@@ -21,7 +21,8 @@ from flatmin.cli import main
 from flatmin.studies.report import browser as drawing
 from flatmin.studies.report import subjects
 from flatmin.studies.report.inspection import Subject, Wanted, inspect
-from flatmin.training import checkpoints
+from flatmin.studies.store import weights
+from flatmin.training import checkpoints, losses
 from flatmin.training.checkpoints import Checkpoints
 from flatmin.training.errors import InputError
 from flatmin.training.loop import train
@@ -95,7 +96,7 @@ def test_ctrl_c_leaves_a_page_and_the_same_command_goes_on(
             raise KeyboardInterrupt
         return F.cross_entropy(*args, **more)
 
-    monkeypatch.setattr(subjects, "F", SimpleNamespace(cross_entropy=counted))
+    monkeypatch.setattr(losses, "F", SimpleNamespace(cross_entropy=counted))
     given = [cell, "--out", tmp_path / "a.html"]
     assert inspected(*given) == 0
     whole, shown = calls[0], content(tmp_path / "a.html")["surfaces"]
@@ -122,7 +123,8 @@ def test_files_of_weights_and_functions_of_ones_own(
     (tmp_path / "mine_to_inspect.py").write_text(
         "import torch\n"
         "net = lambda: torch.nn.Sequential(torch.nn.Linear(4, 3))\n"
-        "data = lambda: [(torch.eye(4), torch.arange(4) % 3)]\n"
+        "part = torch.eye(4), torch.arange(4) % 3\n"
+        "data = lambda: (part, part)\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -138,17 +140,34 @@ def test_files_of_weights_and_functions_of_ones_own(
     assert "lie on one line" in capsys.readouterr().err
 
 
+def test_a_finished_run_has_kept_its_weights(tmp_path: Path):
+    found = outcome(tmp_path, {"sgd": [None], "sam": [None]}, epochs=1, limit=200)
+    facts = {"channels": 1, "size": 8, "classes": 10}
+    runs = [train(each, found.data) for each in found.comparison.plan({}, frozenset())]
+    for each in runs:
+        weights.keep(tmp_path / weights.FOLDER, each, facts)
+    seen = subjects.subjects([str(tmp_path)], images=24)
+    assert [each.name for each in seen] == ["SGD, seed 0", "SAM, ρ 0.05, seed 0"]
+    for each, ran in zip(seen, runs, strict=True):
+        assert ran.model is not None
+        for name, x in ran.model.state_dict().items():
+            assert torch.equal(each.model.state_dict()[name], x)
+        x, y = each.data[0]
+        expected = F.cross_entropy(each.model(x), y)
+        assert each.loss(each.model, each.data[0]).item() == pytest.approx(expected.item())
+
+
 def test_mistakes_are_one_line(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     cell = next((run / "checkpoints").iterdir())
     kept = max(cell.glob("*.pt"))
     _, state = checkpoints.opened(kept.read_bytes())
-    weights = state()["model"]
+    plainly = state()["model"]
     plain, broken, cut = (tmp_path / name for name in ("plain.pt", "broken.pt", "cut.pt"))
-    torch.save(weights, plain)
-    first = next(iter(weights))
-    torch.save({**weights, first: weights[first] * torch.nan}, broken)
+    torch.save(plainly, plain)
+    first = next(iter(plainly))
+    torch.save({**plainly, first: plainly[first] * torch.nan}, broken)
     cut.write_bytes(kept.read_bytes()[:-1])
     (tmp_path / "empty").mkdir()
     known = ["--model", "mlp", "--data", "digits"]
@@ -164,10 +183,11 @@ def test_mistakes_are_one_line(
     assert f"{first} is (256, 64) and should be (32,)" in other
     assert f"holds values that are not finite ({first})" in says(broken, *known)
     assert "cut.pt is damaged (its checksum does not fit)" in says(cut)
-    assert f"no checkpoint in {tmp_path / 'empty'}: give" in says(tmp_path / "empty")
+    assert f"no weights in {tmp_path / 'empty'}: give" in says(tmp_path / "empty")
     assert "holds files of weights (broken.pt, cut.pt, plain.pt): name those" in says(tmp_path)
     assert "there is nothing at nowhere" in says("nowhere")
-    assert "makes nothing (" in says(plain, "--model", "no_module:net", "--data", "digits")
+    lost = says(plain, "--model", "no_module:net", "--data", "digits")
+    assert "no_module:net cannot be imported (no module no_module)" in lost
     assert "takes two models" in says(plain, *known, "--along", "between")
     assert "--points 1 is out of range" in says(plain, *known, "--points", "1")
     assert "--rho 0.1,x is no radius" in says(plain, *known, "--rho", "0.1,x")

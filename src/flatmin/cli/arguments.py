@@ -257,16 +257,16 @@ class InspectArguments:
     models: Annotated[
         Positional[tuple[str, ...]], arg(metavar="RUN|CHECKPOINT [NAME=CHECKPOINT …]")
     ]
-    """Folders of runs that have checkpoints, checkpoints, or files of weights (.pt, .safetensors);
+    """Folders of runs that kept weights or are at work, or files of weights (.pt, .safetensors);
     NAME= says what the page calls it."""
     model: Annotated[
-        str | None, arg(metavar="NAME|module:function", help_behavior_hint="(default: the run's)")
+        str | None, arg(metavar="NAME|module:name", help_behavior_hint="(default: the run's)")
     ] = None
     """Network that a file of weights is of, as for compare."""
     data: Annotated[
-        str | None, arg(metavar="NAME|module:function", help_behavior_hint="(default: the run's)")
+        str | None, arg(metavar="NAME|module:name", help_behavior_hint="(default: the run's)")
     ] = None
-    """Training images to look at, as for compare; or a function that gives batches."""
+    """Training data to look at, as for compare."""
     limit: Annotated[int | None, _N, arg(help_behavior_hint="(default: all, or the run's)")] = None
     """Of the training images, how many a file's weights learned from: --limit of compare."""
     images: Annotated[int, _N] = 256

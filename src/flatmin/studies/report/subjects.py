@@ -3,16 +3,15 @@
     subjects(["runs/cifar10-1f3a5c7e"])                         # every cell that has a checkpoint
     subjects(["SGD=a.pt", "SAM=b.pt"], model="cnn", data="cifar10")
 
-A checkpoint of flatmin that lies in its run's folder says itself what it is of. `_state` is the one
-place that knows how weights are kept.
+Weights that a run has kept say themselves what they are of, and so does a checkpoint that lies in
+its run's folder. `_state` is the one place that knows how weights are kept.
 """
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,12 @@ from torch.nn import functional as F
 from flatmin import methods
 from flatmin.analysis.planes import mismatch, some, state_of
 from flatmin.studies.report import runs, text
-from flatmin.studies.store import files
-from flatmin.training import checkpoints, models
-from flatmin.training.data.batches import RunData
-from flatmin.training.data.images import ImageData, load
+from flatmin.studies.store import files, weights
+from flatmin.training import checkpoints, evaluation, losses, own
+from flatmin.training.data.sample_batches import run_data
+from flatmin.training.data.samples import AnyData, load_any
 from flatmin.training.errors import InputError
+from flatmin.training.loop import called, network
 from flatmin.training.models import pretraining
 from flatmin.training.processes import ProcessGroup
 from flatmin.training.settings import Training
@@ -46,6 +46,12 @@ def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
     """The mean loss of a classifier over a batch of inputs and labels."""
     x, y = batch
     return F.cross_entropy(model(x), y)
+
+
+def _mean(loss: Any, model: nn.Module, batch: Any) -> Tensor:
+    """A run's loss, of outputs and targets, as that of a model and a batch."""
+    inputs, targets = batch
+    return loss(called(model, inputs), targets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +109,9 @@ def subjects(
 
     Args:
         given: folders of runs, checkpoints, or files of weights; `NAME=PATH` gives a name.
-        model: a name in `flatmin.training.models`, or `module:function` that makes one; needed
-            where the weights do not say it.
-        data: a data set as for `flatmin.training.load`, or `module:function` that gives batches.
+        model: a name in `flatmin.training.models`, or `module:name` of one; needed where the
+            weights do not say it.
+        data: a data set as for `flatmin.training.load`, or `module:name` of one's own.
         limit: how many of its training images a file's weights learned from; default all.
         images: how many of these to look at, with equal shares of every class.
 
@@ -149,13 +155,14 @@ def _named_as(name: str, found: _Weights) -> _Weights:
 
 
 def _cells(folder: Path) -> list[Path]:
-    """The newest checkpoint of each cell in a run's folder, or of the cell whose folder it is."""
+    """Of each cell in a run's folder its weights, or its newest checkpoint; or of one cell."""
     newest = _newest(folder)
     if newest is not None:
         return [newest]
+    kept = sorted((folder / weights.FOLDER).glob("*.pt"))
     inside = folder / CELLS if files.is_folder(folder / CELLS) else folder
     cells = sorted(path for path in inside.iterdir() if path.is_dir())
-    found = [newest for newest in map(_newest, cells) if newest is not None]
+    found = [*kept, *(newest for newest in map(_newest, cells) if newest is not None)]
     if found:
         return found
     loose = sorted(p.name for p in folder.iterdir() if p.suffix in (".pt", ".pth", ".safetensors"))
@@ -163,10 +170,9 @@ def _cells(folder: Path) -> list[Path]:
         raise InputError(
             f"{folder} holds files of weights ({some(loose)}): name those that are to be inspected"
         )
-    why = " (those of finished runs are removed)" if runs.holds_run(folder) else ""
     raise InputError(
-        f"no checkpoint in {folder}{why}: give the folder of a run that is at work or was "
-        "interrupted, or a file of weights with --model and --data"
+        f"no weights in {folder}: give the folder of a run that kept them (--keep weights), is at "
+        "work or was interrupted, or a file of weights with --model and --data"
     )
 
 
@@ -177,6 +183,10 @@ def _newest(folder: Path) -> Path | None:
 
 def _state(path: Path, plan: Iterable[Training]) -> _Weights:
     """The weights in a file, with what it says of itself; `plan`: of the run where it lies."""
+    if weights.is_kept(path):
+        kept = weights.read(path)
+        about = f"{path}, after its last epoch"
+        return _Weights(path, _title(kept.training), kept.state, kept.training, about)
     with path.open("rb") as file:
         ours = file.read(len(checkpoints.FORMAT)) == checkpoints.FORMAT.encode()
     if not ours:
@@ -210,7 +220,11 @@ def _order(found: _Weights, plan: list[Training]) -> int:
 
 def _title(training: Training) -> str:
     rho = "" if training.rho is None else f", ρ {training.rho:g}"
-    return f"{methods.find(training.method).title}{rho}, seed {training.seed}"
+    return f"{_method(training.method)}{rho}, seed {training.seed}"
+
+
+def _method(name: str) -> str:
+    return own.title(name) if own.is_own(name) else methods.find(name).title
 
 
 def _named(names: Sequence[str]) -> list[str]:
@@ -240,70 +254,49 @@ class _AtHand:
         if images < 1:
             raise InputError(f"--images {images} is out of range: expected at least 1")
         self._model, self._data, self._limit, self._images = model, data, limit, images
-        self._sets: dict[object, ImageData] = {}
+        self._sets: dict[object, AnyData] = {}
         self._batches: dict[object, Any] = {}
 
     def subject(self, found: _Weights, name: str) -> Subject:
-        """A model with its weights, and its images."""
-        if _is_path(self._data):
-            model = _imported(self._made(found), "model")
-            batches = _imported(self._data or "", "data")
-        else:
-            model, batches = self._of_images(found)
-        _put(model, found, self._model or (found.training.model if found.training else ""))
-        return Subject(name, model, batches, about=self._about(found), observed=found.observed)
-
-    def _made(self, found: _Weights) -> str:
-        name = self._model or (found.training.model if found.training else None)
-        if name is None or not _is_path(name):
-            raise InputError(
-                f"--data {self._data} gives batches of any kind: give --model module:function too"
-            )
-        return name
-
-    def _of_images(self, found: _Weights) -> tuple[nn.Module, Any]:
+        """A model with its weights, and its samples."""
         training = self._training(found)
         data = self._loaded(training)
-        run_data = RunData(training, data, group := ProcessGroup.here())
-        if _is_path(self._model):
-            model = _imported(self._model or "", "model")
-        else:
-            with torch.random.fork_rng():  # weights that are about to be replaced
-                model = models.build(
-                    training.model,
-                    channels=data.channels,
-                    size=run_data.size,
-                    classes=len(data.classes),
-                    width=training.width,
-                )
-        # the memory order in which a CPU convolves a third faster
-        model.to(group.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        size = found.training.batch if found.training else BATCH
+        ours = run_data(training, data, group := ProcessGroup.here())
+        with torch.random.fork_rng():  # weights that are about to be replaced
+            made = replace(training, pretrained=None)
+            model = network(made, evaluation.facts(data, ours.size)).to(group.device)
+        _put(model, found, own.title(training.model))
+        loss = partial(_mean, losses.find(training.loss).mean)
+        batches = self._sampled(training, ours, found.training.batch if found.training else BATCH)
+        return Subject(name, model, batches, loss, self._about(found), found.observed)
+
+    def _sampled(self, training: Training, ours: Any, size: int) -> Any:
+        """One object for all that are looked at on the same samples."""
         seen = (training.data, training.limit, training.size, training.noise, training.seed)
         key = (*seen, training.holdout, size)
         if key not in self._batches:
-            parts = run_data.sample(self._images).parts(size)
+            parts = ours.sample(self._images).parts(size)
             self._batches[key] = [(part.inputs, part.targets) for part in parts]
-        return model, self._batches[key]
+        return self._batches[key]
 
     def _training(self, found: _Weights) -> Training:
         """What decides on the images: the run's settings, or those of the flags alone."""
-        model = None if _is_path(self._model) else self._model
+        model = self._model
         if found.training is not None:
             known = found.training
             if self._data is not None:
                 known = replace(known, data=self._data, noise="0", holdout=0.0, limit=self._limit)
             return replace(known, model=model or known.model, width=1.0 if model else known.width)
-        if self._model is None or self._data is None:
-            flags = {"--model NAME": self._model, "--data NAME": self._data}
+        if model is None or self._data is None:
+            flags = {"--model NAME": model, "--data NAME": self._data}
             missing = text.listing([flag for flag, value in flags.items() if value is None])
             raise InputError(f"{found.where} does not say what it is of: add {missing}")
-        return Training(self._data, model or "mlp", "sgd", batch=1, limit=self._limit)
+        return Training(self._data, model, "sgd", batch=1, limit=self._limit)
 
-    def _loaded(self, training: Training) -> ImageData:
+    def _loaded(self, training: Training) -> AnyData:
         wanted = training.data, training.limit, training.size
         if wanted not in self._sets:
-            self._sets = {wanted: load(wanted[0], limit=wanted[1], size=wanted[2])}
+            self._sets = {wanted: load_any(wanted[0], limit=wanted[1], size=wanted[2])}
         return self._sets[wanted]
 
     def _about(self, found: _Weights) -> str:
@@ -325,26 +318,3 @@ def _put(model: nn.Module, found: _Weights, name: str) -> None:
             "diverged; give an earlier checkpoint"
         )
     model.load_state_dict(state)
-
-
-def _is_path(name: str | None) -> bool:
-    """Is it `module:function`, and no name with a colon of ours?"""
-    return name is not None and ":" in name and not name.startswith(("timm:", "hub:"))
-
-
-def _imported(name: str, kind: str) -> Any:
-    """What `module:function` makes."""
-    module, _, inside = name.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:  # a console script looks beside itself alone
-        sys.path.append(here)
-    try:
-        made = getattr(importlib.import_module(module), inside)()
-    except (ImportError, AttributeError, TypeError) as error:
-        said = str(error).splitlines()[0]
-        raise InputError(
-            f"--{kind} {name} makes nothing ({said}): give module:function, which is called "
-            "without arguments"
-        ) from None
-    if kind == "model" and not isinstance(made, nn.Module):
-        raise InputError(f"--model {name} makes a {type(made).__name__}, and no torch.nn.Module")
-    return made

@@ -125,6 +125,15 @@ def lacking(folder: Path, rows: Iterable[Row]) -> str:
     )
 
 
+def is_kept(file: Path) -> bool:
+    """Is a file one that `keep` has written?"""
+    try:
+        found: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # whatever its bytes lead to
+        return False
+    return isinstance(found, dict) and cast("dict[str, Any]", found).get("format") == FORMAT
+
+
 def read(file: Path | str) -> KeptWeights:
     """What a file of weights holds. Raises InputError where it is none of ours."""
     file = Path(file)

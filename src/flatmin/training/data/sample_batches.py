@@ -22,11 +22,11 @@ from flatmin.training.data.batches import (
     require_batch,
     split_rows,
 )
-from flatmin.training.data.images import ImageData
+from flatmin.training.data.images import ImageData, stratified
 from flatmin.training.data.samples import AnyData, SampleData, count_of, samples_of, seeded
 from flatmin.training.errors import InputError
 from flatmin.training.processes import ProcessGroup
-from flatmin.training.seeds import derive
+from flatmin.training.seeds import derive, generator
 from flatmin.training.settings import Training
 
 TARGETS = ("labels", "label", "targets", "target")
@@ -148,6 +148,7 @@ class SampleRun:
         kept, held = split_rows(training, len(rows), None if labels is None else labels[rows])
         self._training, self._group = training, group
         self._loader = data.loader
+        self._known = None if labels is None else labels[rows[kept]]
         self._samples = SampleSet(
             data.train, rows[kept], training, data.loader, group.device, labels, wrong
         )
@@ -166,6 +167,17 @@ class SampleRun:
         """Batches from a stream of their own over the same training samples."""
         size = max(1, round(self._training.fraction * self._training.batch))
         return self._stream(min(size, len(self._samples)), "auxiliary ")
+
+    def sample(self, count: int) -> Batch:
+        """At most `count` of the samples that it learns from, a fixed choice, as they are."""
+        labels = self._known
+        count = min(count, len(self._samples))
+        if labels is None:
+            source = generator(0, "sample")
+            rows = torch.randperm(len(self._samples), generator=source)[:count].sort().values
+        else:
+            rows = stratified(labels, count, generator(0, "sample"))
+        return next(self._samples.each([rows]))
 
     def set(self, data: Dataset[Any]) -> SampleSet:
         """All samples of a further test set."""
