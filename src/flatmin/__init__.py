@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from flatmin import amp, descent, direction, geometry, methods, policy, schedules, selection
+from flatmin.citing import cite
 from flatmin.engine.cost import Cost
 from flatmin.methods import (
     AESAM,
@@ -87,6 +88,7 @@ __all__ = [
     "PreviousSAM",
     "SharpnessAware",
     "amp",
+    "cite",
     "descent",
     "direction",
     "geometry",
