@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import cards
 import commands
+import tutorial
 
 
 def on_config(config: Any) -> Any:
@@ -29,12 +30,30 @@ def on_files(files: Files, config: Any) -> Files:
     for name, content in cards.pages():
         files.append(File.generated(config, f"methods/{name}.md", content=content))
     files.append(File.generated(config, "reference/commands.md", content=commands.page()))
+    files.append(File.generated(config, "tutorial.md", content=tutorial.page()))
+    files.append(File.generated(config, "tutorial.ipynb", content=tutorial.notebook()))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Name what a room has for everybody."""
+    """Fill in what stands elsewhere: text of the README, and what a room has for everybody."""
+    markdown = re.sub(r"^<!-- README: (.+) -->$", _of_readme, markdown, flags=re.MULTILINE)
+    for name, table in {"radii": cards.radii, "compared": cards.compared}.items():
+        if f"<!-- methods: {name} -->" in markdown:
+            markdown = markdown.replace(f"<!-- methods: {name} -->", table())
     return re.sub(r"^<!-- public: ([\w.]+) -->$", _public, markdown, flags=re.MULTILINE)
+
+
+def _of_readme(line: re.Match[str]) -> str:
+    """What stands below a heading of the README, or at its start, with links of the site."""
+    text = cards.PROJECT.joinpath("README.md").read_text(encoding="utf-8")
+    start, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
+    found = {section.split("\n")[0]: f"## {section}" for section in sections}
+    text = {"start": start, **found}[line[1]]
+    text = re.sub(r"^<!-- skip: \w+ -->\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\]\(docs/(?!pictures/draw)", "](", text)
+    # what is not in the site is named and not linked
+    return re.sub(r"(?<!!)\[([^\]]+)\]\((?!\w+:|[\w-]+\.md|#)[^)]*\)", r"\1", text)
 
 
 def _public(line: re.Match[str]) -> str:

@@ -404,3 +404,50 @@ def _differences(row: Method) -> Iterator[str]:
             ]
         )
         yield "What holds for all methods: [differences](../differences.md)."
+
+
+# Tables of several methods --------------------------------------------------------------------
+
+DECIDING = {
+    ("beyond/agnostic-for-free-digits", "equal epochs"): "digits, 60 % wrong: equal epochs",
+    ("beyond/agnostic-for-free-digits", "equal gradients"): "digits, 60 % wrong: equal gradients",
+    ("beyond/agnostic-for-free", "equal epochs"): "CIFAR-10, 40 % wrong: equal epochs",
+    ("beyond/agnostic-for-free", "equal gradients"): "CIFAR-10, 40 % wrong: equal gradients",
+    ("beyond/human-noise", ""): "CIFAR-10N: equal epochs",
+}
+"""Which tables of `results/` a choice is made by: those with tuned radii."""
+
+
+def compared() -> str:
+    """Measured cost and accuracy, method by method."""
+    found: dict[str, dict[str, str]] = {}
+    ratios: dict[str, list[str]] = {}
+    for line in measured():
+        setting = line.cells[0].partition("`, ")[2]
+        if (line.table, setting) in DECIDING:
+            column = DECIDING[line.table, setting]
+            found.setdefault(line.method, {})[column] = line.cells[1]
+            ratios.setdefault(line.method, []).append(line.cells[5])
+    columns = list(DECIDING.values())
+    lines = [
+        f"| method | gradients a step | {' | '.join(columns)} |",
+        "| --- |" + " ---: |" * (1 + len(columns)),
+    ]
+    for name, values in found.items():
+        link = f"[{methods.TABLE[name].title}](methods/{name}.md)"
+        ends = sorted({min(ratios[name]), max(ratios[name])})
+        cells = [values.get(column, "") for column in columns]
+        lines.append(f"| {link} | {' to '.join(ends)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def radii() -> str:
+    """Where to start with the radius, as each method's docstring says it."""
+    lines = ["| method | `rho` | advice |", "| --- | ---: | --- |"]
+    for row in methods.TABLE.values():
+        if row.name != "sgd":
+            advice = told(row).arguments["rho"]
+            advice = re.sub(r"^.*?; default [\d.]+[.,:] ?|^.*?default [\d.]+[.,;] ?", "", advice)
+            words = advice[0].upper() + advice[1:]
+            lines.append(f"| [{row.title}](methods/{row.name}.md) | {row.rho:g} | {words} |")
+    return "\n".join(lines)

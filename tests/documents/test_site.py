@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 import sys
 import xml.dom.minidom
@@ -20,7 +21,9 @@ sys.path.insert(0, str(PROJECT / "docs" / "hooks"))
 for needed in ("yaml", "tyro", "optuna", "pydantic"):
     pytest.importorskip(needed)
 
-cards, commands, formulas = map(importlib.import_module, ("cards", "commands", "formulas"))
+cards, commands, formulas, building, tutorial = map(
+    importlib.import_module, ("cards", "commands", "formulas", "building", "tutorial")
+)
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +136,32 @@ def test_a_paper_speaks_for_itself(pages: dict[str, str]):
     assert "No paper has it" not in pages["wsam"]
 
 
+def test_the_tables_to_choose_by_name_what_was_measured_and_every_radius():
+    shown = re.findall(r"methods/([\w-]+)\.md", cards.compared())
+    tuned = {line.method for line in cards.measured() if line.table.startswith("beyond/agnostic")}
+    assert set(shown) == tuned
+    assert "| 1.00 | 69.7 ± 3.7 | 48.5 ± 2.2 | 33.7 ± 0.7 | 33.8 ± 0.5 |" in cards.compared()
+    for name, row in methods.TABLE.items():
+        if name != "sgd":
+            assert f"](methods/{name}.md) | {row.rho:g} | " in cards.radii()
+    assert "efault" not in cards.radii()
+
+
+def test_the_home_page_takes_its_words_from_the_readme():
+    home = building.on_page_markdown((PROJECT / "docs" / "index.md").read_text("utf-8"))
+    readme = (PROJECT / "README.md").read_text("utf-8")
+    assert "<!-- README" not in home
+    assert "pip install torch" in home
+    assert 'print(f"{right:.1%} of the test digits' in home
+    assert "](docs/" not in home.replace("](docs/pictures/draw.py)", "")
+    for link in re.findall(r"\]\((?!\w+:)([\w/-]+\.md)", home):
+        made = link in ("methods/index.md", "tutorial.md")
+        assert made or (PROJECT / "docs" / link).exists(), link
+    assert set(re.findall(r"\]\((docs/[\w.-]+)", readme)) == {
+        found for found in re.findall(r"\]\((docs/[\w.-]+)", readme) if (PROJECT / found).exists()
+    }
+
+
 # --- the reference
 
 
@@ -157,3 +186,28 @@ def test_every_public_symbol_has_a_place():
             thing = getattr(importlib.import_module(room), name)
             homes = {f"{room}.{name}", room, getattr(thing, "__module__", room), f"flatmin.{name}"}
             assert homes & (set(named) - {"flatmin"}), f"{room}.{name}"
+
+
+# --- the tutorial
+
+
+def test_the_tutorial_runs_and_shows_what_it_prints():
+    short = {"EPOCHS = 40": "EPOCHS = 1", "(0.01, 0.05, 0.2, 0.8)": "(0.05,)", ":1437": ":99"}
+    page = tutorial.page(short)
+    told = re.findall(
+        r"^(sgd|sam|friendly-sam|agnostic-sam-previous) +[\d.]+% right", page, re.MULTILINE
+    )
+    assert told == ["sgd", "sam", "friendly-sam", "agnostic-sam-previous"]
+    assert len(re.findall(r"largest +\d+\.\d+   trace +[-\d.]+   rise \d", page)) == 4
+    assert "# Noisy digits\n" in page
+    assert "# %%" not in page
+
+
+def test_the_notebook_is_the_tutorial():
+    made = json.loads(tutorial.notebook())
+    code = [cell["source"] for cell in made["cells"] if cell["cell_type"] == "code"]
+    source = tutorial.SOURCE.read_text(encoding="utf-8")
+    assert len(code) == 5
+    assert all(part in source for part in code)
+    assert not any("](" in cell["source"] for cell in made["cells"] if cell not in code)
+    assert {"id", "metadata", "source"} <= set(made["cells"][0])
