@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import cards
 import commands
+import look
 import tutorial
 
 
@@ -27,12 +28,21 @@ def on_config(config: Any) -> Any:
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages."""
+    files.append(File.generated(config, "assets/colours.css", content=look.colours()))
+    files.append(File.generated(config, "assets/mark.svg", content=look.mark()))
     for name, content in cards.pages():
         files.append(File.generated(config, f"methods/{name}.md", content=content))
     files.append(File.generated(config, "reference/commands.md", content=commands.page()))
     files.append(File.generated(config, "tutorial.md", content=tutorial.page()))
     files.append(File.generated(config, "tutorial.ipynb", content=tutorial.notebook()))
     return files
+
+
+def on_pre_page(page: Any, config: Any, **_: Any) -> Any:
+    """No link to edit a page where there is no repository."""
+    if not config.repo_url:
+        page.edit_url = None
+    return page
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

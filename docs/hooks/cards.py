@@ -32,8 +32,8 @@ from flatmin.studies.report.summary import INTERVALS, Line
 PROJECT = Path(__file__).parents[2]
 HEADINGS = ("Args", "Raises", "Examples")
 GROUPS = {
-    "The papers'": lambda row: not _is_ours(row),
-    "Ours": lambda row: _is_ours(row),
+    "From papers": lambda row: not _is_ours(row),
+    "Our compositions": lambda row: _is_ours(row),
 }
 
 
