@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 
-WIDTH = "96"
+WIDTH = "84"
 
 
 def page() -> str:

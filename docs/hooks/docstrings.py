@@ -16,7 +16,16 @@ assert _found.loader is not None
 formulas = importlib.util.module_from_spec(_found)
 _found.loader.exec_module(formulas)
 
-ROOMS = ("direction", "geometry", "policy", "selection", "descent", "methods", "schedules")
+ROOMS = (
+    "direction",
+    "geometry",
+    "policy",
+    "selection",
+    "descent",
+    "methods",
+    "schedules",
+    "optimizer",
+)
 
 
 class Docstrings(griffe.Extension):
