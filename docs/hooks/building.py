@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import sys
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from mkdocs.structure.files import File, Files
@@ -33,9 +35,25 @@ def on_files(files: Files, config: Any) -> Files:
     for name, content in cards.pages():
         files.append(File.generated(config, f"methods/{name}.md", content=content))
     files.append(File.generated(config, "reference/commands.md", content=commands.page()))
+    files.append(File.generated(config, "examples.md", content=examples()))
     files.append(File.generated(config, "tutorial.md", content=tutorial.page()))
     files.append(File.generated(config, "tutorial.ipynb", content=tutorial.notebook()))
     return files
+
+
+def examples() -> str:
+    """Every example: what it says of itself, and its code."""
+    parts = [
+        "# Examples",
+        "One file each, on real digits, and run by the tests. They are in `examples/`.",
+    ]
+    for path in sorted((cards.PROJECT / "examples").glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        sentence, _, words = (ast.get_docstring(ast.parse(source)) or "").partition("\n\n")
+        code = source.split('"""', 2)[2].strip("\n")
+        fenced = indent(f"```python\n{code}\n```", "    ")
+        parts += [f"## {path.name}", sentence, words, f'??? example "The code"\n{fenced}']
+    return "\n\n".join(parts) + "\n"
 
 
 def on_pre_page(page: Any, config: Any, **_: Any) -> Any:
