@@ -1,5 +1,6 @@
 """Fine-tune a small language model by adapters (LoRA of PEFT), with SAM on the adapters alone.
 
+    pip install peft transformers
     python examples/lora_digits.py --method friendly-sam --epochs 10
 
 An image is a text: 16 patches of 2 × 2 pixels, row by row, in 17 letters of grey. The model, a

@@ -45,7 +45,7 @@ def examples() -> str:
     """Every example: what it says of itself, and its code."""
     parts = [
         "# Examples",
-        "One file each, on real digits, and run by the tests. They are in `examples/`.",
+        "One file each in `examples/`, on real digits, run by the tests if its packages are there.",
     ]
     for path in sorted((cards.PROJECT / "examples").glob("*.py")):
         source = path.read_text(encoding="utf-8")
