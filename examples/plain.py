@@ -92,8 +92,10 @@ def train(method: str, epochs: int) -> nn.Module:
     return model
 
 
-def arguments(description: str) -> argparse.Namespace:
+def arguments(description: str, *flags: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    for flag in flags:
+        parser.add_argument(flag, action="store_true")
     parser.add_argument("--method", default="agnostic-sam", choices=METHODS)
     parser.add_argument("--epochs", type=int, default=10)
     return parser.parse_args()

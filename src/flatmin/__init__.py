@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time, see `__getattr__`
     from flatmin import amp, descent, direction, geometry, methods, policy, schedules, selection
+    from flatmin.citing import cite
     from flatmin.engine.cost import Cost
     from flatmin.methods import (
         AESAM,
@@ -53,6 +54,7 @@ _ROOMS = (
 _HOMES = {
     "Cost": "engine.cost",
     "SharpnessAware": "optimizer",
+    "cite": "citing",
     "compare": "comparing",
     "load": "comparing",
     "paired": "pairs",
@@ -120,6 +122,7 @@ __all__ = [
     "PreviousSAM",
     "SharpnessAware",
     "amp",
+    "cite",
     "descent",
     "direction",
     "geometry",

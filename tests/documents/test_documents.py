@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import unittest
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,4 +57,6 @@ def test_the_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
             pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     for example in DOCUMENTS[name].examples():
-        example.evaluate()
+        # a block of a package that is not here: `skip: next if(missing("optax"))`
+        with contextlib.suppress(unittest.SkipTest):
+            example.evaluate()

@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
-NEEDS = ("accelerate", "lightning", "transformers")
+FOLDER = Path(__file__).parents[2] / "examples"
+EXAMPLES = sorted(FOLDER.glob("*.py"))
+NEEDS = {
+    "accelerate": "accelerate",
+    "lightning": "lightning",
+    "transformers": "transformers",
+    "lora": "peft",
+}
+"""The package of an example, by the first word of its name."""
+
+
+def require(path: Path) -> None:
+    """Skip what cannot run here."""
+    first = path.stem.split("_")[0]
+    if first in NEEDS:
+        pytest.importorskip(NEEDS[first])
+    if first == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("needs torch 2.9")
 
 
 # A user sees the trainers' advice on workers and logging, and goes on.
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path, flags",
+    [*((path, []) for path in EXAMPLES), (FOLDER / "torchrun_digits.py", ["--shard"])],
+    ids=lambda value: value.stem if isinstance(value, Path) else "".join(value),
+)
 def test_it_trains_and_says_how_well(
-    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    path: Path,
+    flags: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ):
-    for name in NEEDS:
-        if path.stem.startswith(name) and not importlib.util.find_spec(name):
-            pytest.skip(f"{name} is not installed")
+    require(path)
     monkeypatch.syspath_prepend(str(path.parent))
-    monkeypatch.setattr(sys, "argv", [str(path), "--method", "agnostic-sam", "--epochs", "4"])
+    told = ["--method", "agnostic-sam", "--epochs", "4", *flags]
+    monkeypatch.setattr(sys, "argv", [str(path), *told])
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(path), run_name="__main__")
     said = re.search(
@@ -39,8 +62,7 @@ def test_it_trains_and_says_how_well(
 def test_a_method_that_it_cannot_run_is_not_offered(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    for name in NEEDS:
-        pytest.importorskip(name)
+    require(path)
     monkeypatch.syspath_prepend(str(path.parent))
     monkeypatch.setattr(sys, "argv", [str(path), "--method", "esam"])
     with pytest.raises(SystemExit):

@@ -1,6 +1,5 @@
 """Every field of a training does what it says, against the plainest loop."""
 
-import hashlib
 import json
 import math
 from dataclasses import asdict, fields, replace
@@ -139,10 +138,9 @@ def test_a_radius_schedule_has_one_form_however_it_is_written():
 
 
 def test_rows_from_before_a_field_was_there_keep_their_keys():
-    training = Training("digits", "mlp", "sam")
-    before = {n: x for n, x in asdict(training).items() if n not in ("auxiliary", "rho_schedule")}
-    text = json.dumps(before, sort_keys=True)
-    assert training.key == hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert (
+        Training("digits", "mlp", "sam").key == "074e9d4d23c75e4c"
+    )  # as it was when results/ began
 
 
 def test_labels_are_smoothed(digits: ImageData):
