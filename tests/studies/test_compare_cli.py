@@ -323,7 +323,7 @@ def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers(
     assert re.search(r"left out, for want of width: .*seconds an epoch", " ".join(said.split()))
 
 
-@pytest.mark.parametrize("missing", ["tyro", "plotly"])
+@pytest.mark.parametrize("missing", ["tyro", "jinja2"])
 def test_a_missing_extra_is_told_with_the_command_that_installs_it(missing: str):
     block = f"import sys; sys.modules[{missing!r}] = None; from flatmin.cli import main"
     ended = subprocess.run(

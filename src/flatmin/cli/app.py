@@ -177,12 +177,14 @@ def _in_a_line(box: str, name: str) -> str:
     """What tyro says in a box of several lines, as flatmin says everything."""
     lines = [line.strip("│| ") for line in box.splitlines()]
     # a title, perhaps in the frame; below it parts, with a rule between them: the first says it
-    _, *rest = [line for line in lines if line]
+    _, *rest = [line for line in lines if line] or [""]
     start = next((at for at, line in enumerate(rest) if line.strip("─-")), 0)
     parts = itertools.takewhile(lambda line: line.strip("─-╰╯ "), rest[start:])
     said = " ".join(parts).rstrip(". ")
     for theirs, ours in _SAID:
         said = re.sub(f"^{theirs}$", ours, said)
-    if ": give " in said:  # names of Python's strings, and what stands for nothing given
-        said = said.replace(", 'None'", "").replace("', '", " or ").replace("'", "")
+    about, given, choices = said.partition(": give '")
+    if given:  # tyro names what stands for nothing given, too, and in any order
+        known = re.findall(r"[^',\s]+", choices)
+        said = f"{about}: give {' or '.join(sorted(name for name in known if name != 'None'))}"
     return f"{said}; see flatmin {name} --help"
