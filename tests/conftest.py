@@ -1,5 +1,6 @@
 """One thread a worker, so that results do not depend on how many tests run side by side."""
 
+import gc
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,16 @@ import torch
 torch.set_num_threads(1)
 
 
+def pytest_collection_finish() -> None:
+    """Leave what is there by now out of every later collection: some tests collect often."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
+    monkeypatch.delenv("COLUMNS", raising=False)  # where workers of pytest have none, others do
 
 
 @pytest.fixture

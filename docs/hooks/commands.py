@@ -44,5 +44,9 @@ def helped(words: Sequence[str]) -> str:
 
 def subcommands(text: str) -> list[str]:
     """The names that a help offers."""
+    from flatmin.cli.app import COMMANDS
+
+    if text.startswith("usage: flatmin COMMAND"):
+        return list(COMMANDS)
     offered = re.search(r"^usage: flatmin[\w -]* \[-h\]\s+\{([\w,-]+)\}", text, re.MULTILINE)
     return offered[1].split(",") if offered else []

@@ -148,7 +148,7 @@ def test_an_unknown_method_offers_the_nearest():
 @pytest.mark.parametrize("name", METHODS)
 def test_a_slip_of_the_pen_finds_every_method(name: str):
     with pytest.raises(ValueError, match="unknown method") as error:
-        methods.find(name.upper() if name == "sgd" else name[:-1] + "n")
+        methods.find("sgdd" if name == "sgd" else name[:-1] + "n")
     assert name in str(error.value)
 
 
@@ -603,9 +603,9 @@ def test_two_policies_that_keep_one_number_are_refused():
 
 
 def test_loops_that_have_the_gradient_refuse_a_direction_that_saves_it():
-    from flatmin.meta import Sharpness
+    from flatmin.meta import Perturbation
 
     for chosen in BEGINNING:
         with pytest.raises(ValueError, match=type(chosen).__name__) as error:
-            Sharpness(0.1, chosen)
+            Perturbation(0.1, chosen)
         assert says(error, "direction.Ascent()")

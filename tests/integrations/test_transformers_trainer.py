@@ -717,7 +717,7 @@ def test_two_methods_are_an_error(tmp_path: Path):
 
 def test_an_unknown_method_offers_the_nearest(tmp_path: Path):
     with pytest.raises(ValueError, match="did you mean agnostic-sam"):
-        trainer_of(tmp_path, "agnosticsam")
+        trainer_of(tmp_path, "agnostic-san")
 
 
 def test_a_radius_for_a_method_that_has_its_own_is_an_error(tmp_path: Path):

@@ -169,12 +169,12 @@ def test_a_key_changes_with_everything_that_determines_a_run():
         "examine": ("cifar10-c:gaussian-noise:3",),
         "observe": ("gradient-norms",),
         "rho_schedule": "cosine",
-        "auxiliary": "containing",
         "analysis": (("eigenvalues", 5),),
+        "auxiliary": "containing",
     }
     assert set(others) == {field.name for field in fields(Training)}
     changes = [{name: value} for name, value in others.items() if name != "schedule"]
-    changes[-1]["fraction"] = 1.0
+    changes[-1]["fraction"] = 1.0  # with which alone a batch contains another
     changes.append({"schedule": "cosine", "milestones": ()})
     keys = {training.key, *(replace(training, **change).key for change in changes)}
     assert len(keys) == len(others) + 1

@@ -86,11 +86,11 @@ def test_measures_are_those_of_the_final_model(digits: ImageData):
     def loss(model: Any, batch: Any) -> torch.Tensor:
         return F.cross_entropy(model(batch[0]), batch[1])
 
-    data = [(b.images, b.labels) for b in run_data.plain_batches(2, 32)]
+    data = [(b.inputs, b.targets) for b in run_data.plain_batches(2, 32)]
     noise = analysis.gradient_noise(learner.model, loss, data, mode="train")
     assert run.analysed["gradient-variance"][-1] == pytest.approx(noise.variance, rel=1e-6)
     assert run.analysed["full-gradient"][-1] == pytest.approx(noise.full, rel=1e-6)
-    some = [(b.images, b.labels) for b in run_data.plain_batches(1, 64)]
+    some = [(b.inputs, b.targets) for b in run_data.plain_batches(1, 64)]
     found = analysis.eigenvalues(analysis.Hessian(learner.model, loss, some, mode="eval"), 2)
     assert run.analysed["eigenvalue-1"] == [pytest.approx(float(found.values[0]), rel=1e-4)]
     ratio = float(found.values[0] / found.values[1])

@@ -96,6 +96,7 @@ PLOTS = {
         )
     ],
     "axes": dict[str, tuple[str, ...]](),
+    "drawings": (),
 }
 """What is drawn below a table."""
 
