@@ -165,7 +165,7 @@ def _of_part(part: object, random: bool) -> tuple[str, ...]:
     if isinstance(part, direction.Random) and not part.eta:
         return keys[:1]
     if isinstance(part, direction.Agnostic) and part.beta == 0:
-        return (*keys, "nguyen2026align")
+        return (*keys, "anonymous2026align")
     if isinstance(part, descent.Mixed):
         return keys[1:] if random else keys[:1]
     return keys
