@@ -1,6 +1,5 @@
 """One thread a worker, so that results do not depend on how many tests run side by side."""
 
-import gc
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +9,6 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-
-
-def pytest_collection_finish() -> None:
-    """Leave what is there by now out of every later collection: some tests collect often."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
