@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -216,7 +217,8 @@ class Probe:
         self._norms: dict[int, tuple[Vector, Scalar]] = {}
         self._seen: list[Seen] = []
         self._visited: set[str] = set()
-        self._last_losses: Tensor | None = None
+        # not the loss itself, whose graph would be there while the next pass builds its own
+        self._last_losses: weakref.ref[Tensor] | None = None
 
     @property
     def ascending(self) -> bool:
@@ -442,13 +444,13 @@ class Probe:
         """
         if losses is None or losses.grad_fn is None:
             return
-        if self._last_losses is not None and losses is self._last_losses:
+        if self._last_losses is not None and losses is self._last_losses():
             raise RuntimeError(
                 "the closure has returned the same loss twice: it must compute the loss anew at "
                 "each call, since the weights have moved (a loss that is written in place, as by "
                 "a CUDA graph, is returned as loss.detach())"
             )
-        self._last_losses = losses
+        self._last_losses = weakref.ref(losses)
 
     def _collect(self, batch: BatchName) -> Vector:
         """Take the gradient out of the parameters."""
