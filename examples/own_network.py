@@ -16,7 +16,7 @@ from plain import BATCH, arguments, digits
 from torch import nn
 
 import flatmin
-from flatmin.comparing import ComparisonResult
+from flatmin.studies.comparing import ComparisonResult
 
 
 class Net(nn.Sequential):

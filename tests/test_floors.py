@@ -31,7 +31,7 @@ FLOORS = {
     "studies.meta": 6,
     "studies.run": 6,
     "studies.report": 6,
-    "comparing": 7,
+    "studies.comparing": 7,
     "cli": 7,
     "__main__": 7,
 }

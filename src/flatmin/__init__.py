@@ -47,16 +47,16 @@ __version__ = "0.1.0"
 _ROOMS = (
     *("amp", "descent", "direction", "documentation", "engine", "geometry", "methods"),
     *("optimizer", "pairs", "policy", "schedules", "selection"),
-    *("analysis", "comparing", "meta"),
+    *("analysis", "meta"),
 )
-"""Modules that `import flatmin` brings along; `analysis` and `comparing` need more than torch."""
+"""Modules that `import flatmin` alone brings along; `analysis` needs more than torch."""
 
 _HOMES = {
     "Cost": "engine.cost",
     "SharpnessAware": "optimizer",
     "cite": "citing",
-    "compare": "comparing",
-    "load": "comparing",
+    "compare": "studies.comparing",
+    "load": "studies.comparing",
     "paired": "pairs",
     "split": "pairs",
 }

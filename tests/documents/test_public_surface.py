@@ -39,7 +39,7 @@ ROOMS = (
     "flatmin.descent",
     "flatmin.engine",
     "flatmin.engine.passes",
-    "flatmin.comparing",
+    "flatmin.studies.comparing",
     "flatmin.integrations",
     "flatmin.integrations.accelerate",
     "flatmin.integrations.lightning",

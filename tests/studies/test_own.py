@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 import flatmin
 from flatmin.cli import main
-from flatmin.comparing import ComparisonResult
+from flatmin.studies.comparing import ComparisonResult
 from flatmin.studies.plan import comparison as comparisons
 from flatmin.studies.plan.comparison import RATE_FACTORS, TUNING_FACTORS, Comparison
 from flatmin.studies.report import runs as records
