@@ -287,7 +287,7 @@ class FinishedRun:
         folder: of the comparison.
 
     Examples:
-        >>> from flatmin.comparing import FinishedRun
+        >>> from flatmin.studies.comparing import FinishedRun
         >>> FinishedRun.__dataclass_fields__.keys() >= {"row", "folder"}
         True
     """
@@ -339,7 +339,7 @@ class ComparisonResult:
         folder: where rows, report and weights are.
 
     Examples:
-        >>> from flatmin.comparing import ComparisonResult
+        >>> from flatmin.studies.comparing import ComparisonResult
         >>> sorted(name for name in vars(ComparisonResult) if name in ("best", "report", "table"))
         ['best', 'report', 'table']
     """
