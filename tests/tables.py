@@ -94,12 +94,14 @@ class Trainer:
         seed: int = 0,
         lr: float | None = None,
         build: Callable[..., flatmin.SharpnessAware] | None = None,
+        device: str = "cpu",
         **options: Any,
     ) -> None:
         torch.manual_seed(seed)
         self.method = methods.TABLE[method]
-        self.model = network(dtype)
+        self.model = network(dtype).to(device)
         self.dtype = dtype
+        self.device = device
         params: Any = list(self.model.parameters())
         if groups == "two groups":
             params = [{"params": params[:3]}, {"params": params[3:], "rho": 3 * rho}]
@@ -121,7 +123,8 @@ class Trainer:
     def batch(self, kind: str) -> tuple[Tensor, Tensor]:
         size, start = (24, 0) if kind == "primary" else (6, 900)
         at = start + self.steps * size
-        return IMAGES[at : at + size].to(self.dtype), LABELS[at : at + size]
+        x, y = IMAGES[at : at + size].to(self.dtype), LABELS[at : at + size]
+        return (x, y) if self.device == "cpu" else (x.to(self.device), y.to(self.device))
 
     def closure(self, kind: str, chosen: Tensor | None = None) -> Tensor:
         call = len(self.calls)

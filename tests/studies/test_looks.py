@@ -16,7 +16,7 @@ from flatmin.studies.plan.analyses import AnalysisOptions, asked
 from flatmin.studies.plan.recipe import Recipe
 from flatmin.studies.report import export, html, section
 from flatmin.studies.report.runs import Record
-from flatmin.studies.run.looks import CellAnalysis
+from flatmin.studies.run.looks import CellAnalysis, between
 from flatmin.studies.run.trainer import Trainer
 from flatmin.studies.run.worker import work
 from flatmin.studies.store.location import StudyLocation
@@ -31,6 +31,7 @@ EVERYTHING = AnalysisOptions(
     at=(0.5, 1.0),
     alignment=2,
     components=3,
+    at_loss=2.2,
 ).pairs
 
 
@@ -95,6 +96,46 @@ def test_measures_are_those_of_the_final_model(digits: ImageData):
     assert run.analysed["eigenvalue-1"] == [pytest.approx(float(found.values[0]), rel=1e-4)]
     ratio = float(found.values[0] / found.values[1])
     assert run.analysed["ratio-2"] == [pytest.approx(ratio, rel=1e-3)]
+
+
+def test_what_is_compared_at_equal_loss_lies_between_two_epochs(digits: ImageData):
+    options = AnalysisOptions(eigenvalues=1, surface=3, images=64, at_loss=1.0)
+    run = training("sgd", analysis=options.pairs, epochs=12)
+    seen = train(run, digits, observer=CellAnalysis).analysed
+    ends = [train(replace(run, epochs=12), digits, observer=Each).analysed]
+    losses, values = ends[0]["losses"], ends[0]["values"]
+    after = next(i for i, loss in enumerate(losses) if loss <= 1.0)
+    assert 0 < after < 11
+    sides = [(losses[i], {"x": values[i]}) for i in (after - 1, after)]
+    assert seen["eigenvalue-1-at-loss"] == [pytest.approx(between(1.0, *sides)["x"], rel=1e-3)]
+    assert min(values[after - 1 : after + 1]) <= seen["eigenvalue-1-at-loss"][0]
+    assert seen["surface-rise-at-loss"][0] > 0
+    never = AnalysisOptions(eigenvalues=1, images=64, at_loss=1e-9).pairs
+    last = train(training("sgd", analysis=never), digits, observer=CellAnalysis).analysed
+    assert last["eigenvalue-1-at-loss"] == [pytest.approx(float("nan"), nan_ok=True)]
+
+
+class Each(CellAnalysis):
+    """Measures at every epoch, at whatever loss."""
+
+    def ended(self, epoch: int) -> None:
+        self._add("losses", self._plain_loss())
+        self._add("values", float(self._eigenvalues(1).values[0]))
+
+
+def test_theorem_2_holds_where_its_steps_are_small(digits: ImageData):
+    options = AnalysisOptions(theorem=4).pairs
+
+    def shares(**changed: Any) -> list[float]:
+        run = training("agnostic-sam", analysis=options, **changed)
+        seen = train(run, digits, observer=CellAnalysis).analysed
+        return [seen[name][-1] for name in ("theorem-conditions", "theorem-broken")]
+
+    usual, small = shares(rho=0.1), shares(rho=1e-4)
+    assert usual[0] < small[0]
+    assert small == [pytest.approx(100, abs=15), 0]
+    with pytest.raises(InputError, match="none of those that Theorem 2 speaks of"):
+        train(training("sam", analysis=options), digits, observer=CellAnalysis)
 
 
 def test_a_run_that_was_stopped_goes_on_looking(tmp_path: Path, digits: ImageData):

@@ -76,8 +76,8 @@ class Training:
         max_norm: the norm to which the descended gradient is clipped; None for no clipping.
         precision: of forward and backward passes, "float32" or "bfloat16" (autocast).
         width: multiplies the channels (or units) of the model.
-        pretrained: "hub", or a file of weights (.safetensors, .pt), to start from; None starts
-            from random weights.
+        pretrained: "hub", a file of weights (.safetensors, .pt) or the folder of a run that has
+            kept the weights of one training, to start from; None starts from random weights.
         size: side in pixels to which the images are resized; None for the size they have.
         examine: further sets on which the final model is measured, beside the test set; see
             `flatmin.training.evaluation`.

@@ -33,9 +33,14 @@ ALIGNMENT = (
 )
 COMPONENTS = ("cosine-batch-full", "cosine-batch-mean", "cosine-mean-full", "mean-error")
 
+THEOREM = ("theorem-conditions", "theorem-conclusion", "theorem-broken")
+
 SURFACE = ("surface-rise",)
 
-EACH_EPOCH = (*NOISE, *ALIGNMENT, *COMPONENTS)
+AT_LOSS = ("eigenvalue-1", "surface-rise", "cosine-before", "cosine-lowered")
+"""What is also given at one training loss, the same for every method, as `<name>-at-loss`."""
+
+EACH_EPOCH = (*NOISE, *ALIGNMENT, *COMPONENTS, *THEOREM)
 """Measures with a number for each epoch, of which there are curves."""
 
 SENTENCES: Mapping[str, str] = {
@@ -51,6 +56,9 @@ SENTENCES: Mapping[str, str] = {
     "cosine-batch-mean": "of batch gradient and running mean",
     "cosine-mean-full": "of running mean and full gradient",
     "mean-error": "‖m − ∇L‖ of the running mean",
+    "theorem-conditions": "% of the steps measured so far whose step sizes are small enough",
+    "theorem-conclusion": "% of the steps measured so far where the inequality holds",
+    "theorem-broken": "% of those with small steps where it does not hold",
 }
 """What the curves are, by measure."""
 
@@ -74,6 +82,13 @@ class AnalysisOptions(Strict):
         alignment: the cosine of primary and auxiliary gradient before and after every so many
             steps; 0 for none. Of an epoch it is the median.
         components: batch, running-mean and full gradient every so many steps; 0 for none.
+        theorem: conditions and conclusion of Agnostic-SAM's Theorem 2 every so many steps, with
+            the radius of the training as both of its radii; 0 for none. Of a method that looks at
+            an auxiliary batch.
+        at_loss: a loss on `images`, in evaluation mode, at which eigenvalue, rise of the surface
+            and cosines are given besides: a network that has been trained further looks flatter
+            for that alone. Between the two epochs around it they are interpolated, in the
+            logarithm of the loss; a run that never gets there has none. None to leave it out.
         images: training images, drawn once and not augmented, that eigenvalues, noise, surfaces
             and full gradients are taken on, in whole batches; 0 for all.
         surface: points to a side of the loss surface around the final weights, odd; 0 for none.
@@ -91,6 +106,8 @@ class AnalysisOptions(Strict):
     ] = (1.0,)
     alignment: int = Field(0, ge=0)
     components: int = Field(0, ge=0)
+    theorem: int = Field(0, ge=0)
+    at_loss: float | None = Field(None, gt=0)
     images: int = Field(0, ge=0)
     surface: int = Field(0, ge=0)
     extent: float = Field(1.0, gt=0)
@@ -134,6 +151,9 @@ class AnalysisOptions(Strict):
         found += NORMS if self.gradient_norms else ()
         found += ALIGNMENT if self.alignment else ()
         found += COMPONENTS if self.components else ()
+        found += THEOREM if self.theorem else ()
+        if self.at_loss:
+            found += [f"{name}-at-loss" for name in AT_LOSS if name in found]
         return tuple(found)
 
     def samples(self, epochs: int, images: int, batch: int, fraction: float) -> float:
@@ -155,6 +175,7 @@ class AnalysisOptions(Strict):
         # SAM has to evaluate the auxiliary batch four times more, others twice
         total += steps / self.alignment * batch * (1 + 4 * fraction) if self.alignment else 0
         total += steps / self.components * some if self.components else 0
+        total += steps / self.theorem * batch * 4.3 * (1 + fraction) if self.theorem else 0
         return total
 
 

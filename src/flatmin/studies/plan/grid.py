@@ -84,6 +84,11 @@ class ScaledRecipe:
         return self._scale.says
 
     @property
+    def smoke_only(self) -> str:
+        """Why the numbers say nothing about methods; empty where they may."""
+        return self._scale.smoke_only
+
+    @property
     def measure(self) -> str:
         """What the table shows first."""
         return self._scale.measure or self.recipe.measure

@@ -155,6 +155,8 @@ class AtScale(Strict):
 
     Fields:
         says: what is smaller, for people to read; empty for nothing.
+        smoke_only: why its numbers say nothing about methods, though the code runs; no verdict is
+            given then. Empty where they may.
         fields: changes for all runs.
         grid: by axis the labels that stay, or label -> changes; a label of its own is a new value.
         methods: the same for methods.
@@ -162,6 +164,7 @@ class AtScale(Strict):
     """
 
     says: str = ""
+    smoke_only: str = ""
     fields: Changes = {}
     grid: dict[str, Annotated[tuple[str, ...] | dict[str, Changes], BeforeValidator(_texts)]] = {}
     methods: tuple[str, ...] | dict[str, Changes] | None = None

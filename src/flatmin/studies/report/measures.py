@@ -67,6 +67,13 @@ _HEADINGS: Mapping[str, Heading] = {
     "analysis:cosine-change": Heading("Change", "÷ after", 4),
     "analysis:cosine-lowered": Heading("Lowered", "% of steps", 0),
     "analysis:surface-rise": Heading("Loss rise", "half way out", 3),
+    "analysis:eigenvalue-1-at-loss": Heading("λ₁", "at equal loss", 2),
+    "analysis:surface-rise-at-loss": Heading("Loss rise", "at equal loss", 3),
+    "analysis:cosine-before-at-loss": Heading("Cosine before", "at equal loss", 4),
+    "analysis:cosine-lowered-at-loss": Heading("Lowered", "% of steps, at equal loss", 0),
+    "analysis:theorem-conditions": Heading("Steps small enough", "%", 0),
+    "analysis:theorem-conclusion": Heading("Inequality holds", "% of steps", 0),
+    "analysis:theorem-broken": Heading("Broken", "% of small steps", 1),
     "analysis:eigenvalue-error": Heading("Residual", "%, the largest", 3),
 }
 

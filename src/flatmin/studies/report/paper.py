@@ -118,6 +118,10 @@ def verdict_of(plan: ScaledRecipe, settings: Sequence[PaperTable]) -> Verdict | 
     """The verdict on a recipe; None where its measure ranks nothing."""
     if not any(block.summary.lines for block in settings):
         return summary.NOTHING
+    if plan.smoke_only:
+        return Verdict(
+            "It runs; its numbers say nothing about methods", text.sentence(plan.smoke_only)
+        )
     return verdict(settings) if heading(plan.measure).accuracy else None
 
 

@@ -285,7 +285,7 @@ def _remarks(
 ) -> Iterable[str]:
     yield from _partial(record)
     if plan.says:
-        yield f"Smaller than full scale: {_sentence(plan.says)}"
+        yield f"Smaller than full scale: {text.sentence(plan.says)}"
     if paper and plan.scale != "full":
         yield (
             "The paper's numbers, beneath ours, are for its own setting: what can be compared are "
@@ -403,6 +403,3 @@ def _provenance(rows: Mapping[str, Row]) -> Iterable[tuple[str, str]]:
         yield "training time", text.duration(math.fsum(walls))
 
 
-def _sentence(words: str) -> str:
-    words = words.strip()
-    return words if words.endswith(".") else f"{words}."

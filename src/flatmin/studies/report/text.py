@@ -21,6 +21,12 @@ def number(value: float | None, digits: int = 2) -> str:
     return f"{rounded:.{digits}f}".replace("-", "−")
 
 
+def sentence(words: str) -> str:
+    """With a full stop at its end."""
+    words = words.strip()
+    return words if words.endswith(".") else f"{words}."
+
+
 def spread(value: Spread, digits: int = 1) -> str:
     """`92.2 ± 0.4`; the mean alone where there is no spread."""
     if not math.isfinite(value.sd):

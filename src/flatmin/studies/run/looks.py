@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flatmin import analysis
+from flatmin.direction import Agnostic
 from flatmin.optimizer import SharpnessAware
 from flatmin.studies.plan.analyses import (
     ALIGNMENT,
+    AT_LOSS,
     COMPONENTS,
     DISTRIBUTION,
     GRID,
     NOISE,
+    THEOREM,
     asked,
 )
 from flatmin.training.data.batches import Batch, RunData
@@ -32,6 +35,9 @@ def _begins_at_home(optimizer: SharpnessAware) -> bool:
     """Is there a pass at the unperturbed weights in each step?"""
     return optimizer.direction.needs_gradient or optimizer.descent.asks_for_gradient
 
+
+NEAR = 4.0
+"""Times the loss at which all are compared: further above it, nothing is measured for it."""
 
 Images = tuple[Tensor, Tensor]
 """Normalised images and their labels as given."""
@@ -58,6 +64,9 @@ class CellAnalysis:
         self._asked = options = asked(learner.training.analysis)
         self._found: dict[str, list[float]] = {}
         self._steps_before = 0
+        self._above: tuple[float, dict[str, float]] | None = None
+        self._step = 0
+        self._theorems: list[tuple[bool, bool]] = []
         optimizer = learner.optimizer
         self._alignment: analysis.AlignmentMonitor | None = None
         self._auxiliary = None
@@ -67,6 +76,11 @@ class CellAnalysis:
             )
             if learner.auxiliary is None:  # drawn for the measurement alone
                 self._auxiliary = run_data.auxiliary()
+        if options.theorem and not isinstance(optimizer.direction, Agnostic):
+            raise InputError(
+                f"{learner.training.method} is none of those that Theorem 2 speaks of: leave "
+                f"`theorem` out, or take agnostic-sam or align-sam"
+            )
         self._components: analysis.ComponentMonitor | None = None
         if options.components and (learner.method.per_sample or not _begins_at_home(optimizer)):
             raise InputError(
@@ -90,6 +104,9 @@ class CellAnalysis:
 
     def wrap(self, closures: Closures, batch: Batch, other: Batch | None) -> Closures:
         closure, *rest = closures
+        if self._asked.theorem and self._step % self._asked.theorem == 0 and other is not None:
+            self._theorems.append(self._theorem(batch, other))
+        self._step += 1
         if self._components is not None:
             closure = self._components.wrap(closure)
         if self._alignment is not None:
@@ -117,15 +134,22 @@ class CellAnalysis:
             self._steps_before = self._alignment.step
         if self._components is not None:
             self._add_components(self._components)
+        if options.theorem:
+            self._add_theorem()
         if options.eigenvalues and epoch == training.epochs:
             self._add_eigenvalues(options.eigenvalues)
         if options.surface and epoch == training.epochs:
             self._add_surface(options.surface, options.extent)
+        if options.at_loss:
+            self._add_at_loss(options.at_loss, last=epoch == training.epochs)
 
     def state(self) -> dict[str, Any]:
         return {
             "found": self._found,
             "steps": self._steps_before,
+            "above": self._above,
+            "step": self._step,
+            "theorems": self._theorems,
             "alignment": None if self._alignment is None else self._alignment.state_dict(),
             "components": None if self._components is None else self._components.state_dict(),
             "auxiliary": None if self._auxiliary is None else self._auxiliary.state(),
@@ -134,6 +158,8 @@ class CellAnalysis:
     def load(self, state: Mapping[str, Any]) -> None:
         self._found = {name: list(values) for name, values in state["found"].items()}
         self._steps_before = state["steps"]
+        self._above, self._step = state["above"], state["step"]
+        self._theorems = list(state["theorems"])
         for part, saved in ((self._alignment, "alignment"), (self._components, "components")):
             if part is not None:
                 part.load_state_dict(state[saved])
@@ -190,30 +216,53 @@ class CellAnalysis:
         for i, name in enumerate(COMPONENTS):
             self._add(name, float(np.mean([row[i] for row in rows])) if rows else math.nan)
 
-    def _add_surface(self, points: int, extent: float) -> None:
-        surface: Any = getattr(analysis, "surface", None)
-        if surface is None:
-            raise InputError("surfaces are not part of this version of flatmin")
-        at = np.linspace(-extent, extent, points)
-        learner = self._learner
-        found = surface(
-            learner.model, self._loss, self._images(128), at=(at, at), seed=learner.training.seed
+    def _theorem(self, batch: Batch, other: Batch) -> tuple[bool, bool]:
+        """Whether the step sizes are small enough, and whether the inequality holds."""
+        optimizer = self._learner.optimizer
+        direction, rho = optimizer.direction, optimizer.param_groups[0]["rho"]
+        assert isinstance(direction, Agnostic)
+        found = analysis.alignment_theorem(
+            self._learner.model,
+            self._loss,
+            (batch.inputs, batch.targets),
+            (other.inputs, other.targets),
+            direction.ratio * rho if direction.rho1 is None else direction.rho1,
+            rho if direction.rho2 is None else direction.rho2,
+            mode=self._asked.mode,
         )
-        losses = np.asarray(found.losses)
-        middle = points // 2
-        half = max(1, round(middle / 2))
-        around = [losses[middle + s * half, middle] for s in (-1, 1)]
-        around += [losses[middle, middle + s * half] for s in (-1, 1)]
-        self._found[f"{GRID}{points}"] = losses.reshape(-1).tolist()
-        self._found["surface-rise"] = [float(np.mean(around) - losses[middle, middle])]
+        return found.small_enough, found.holds
 
-    def _add_eigenvalues(self, k: int) -> None:
+    def _add_theorem(self) -> None:
+        small = [holds for enough, holds in self._theorems if enough]
+        shares = (
+            len(small) / len(self._theorems),
+            sum(holds for _, holds in self._theorems) / len(self._theorems),
+            small.count(False) / len(small) if small else math.nan,
+        )
+        for name, share in zip(THEOREM, shares, strict=True):
+            self._add(name, 100 * share)
+
+    def _surface(self, at: Any) -> Any:
+        learner = self._learner
+        return analysis.surface(
+            learner.model, self._loss, self._images(128), at=(at, at), seed=learner.training.seed
+        ).losses
+
+    def _add_surface(self, points: int, extent: float) -> None:
+        losses = np.asarray(self._surface(np.linspace(-extent, extent, points)))
+        self._found[f"{GRID}{points}"] = losses.reshape(-1).tolist()
+        self._found["surface-rise"] = [rise(losses)]
+
+    def _eigenvalues(self, k: int) -> analysis.Eigenvalues:
         H = analysis.Hessian(
             self._learner.model, self._loss, self._images(128), mode="eval", memory="2 GiB"
         )
         with warnings.catch_warnings():  # the error is stored beside the values
             warnings.filterwarnings("ignore", message=".*converge")
-            found = analysis.eigenvalues(H, k)
+            return analysis.eigenvalues(H, k)
+
+    def _add_eigenvalues(self, k: int) -> None:
+        found = self._eigenvalues(k)
         values = [float(v) for v in found.values]
         for i, value in enumerate(values, 1):
             self._found[f"eigenvalue-{i}"] = [value]
@@ -221,3 +270,62 @@ class CellAnalysis:
                 self._found[f"ratio-{i}"] = [values[0] / value if value else math.nan]
         off = found.residuals / np.maximum(np.abs(found.values), 1e-300)
         self._found["eigenvalue-error"] = [100 * float(off.max())]
+
+    def _add_at_loss(self, target: float, *, last: bool) -> None:
+        """What was found at a loss of `target`, as soon as training has passed it."""
+        names = [name for name in AT_LOSS if name in self._asked.measures]
+        if all(f"{name}-at-loss" in self._found for name in names):
+            return
+        loss = self._plain_loss()
+        if target < loss <= NEAR * target:
+            self._above = loss, self._now(names)
+        elif loss <= target:
+            found = self._now(names)
+            if self._above is not None:
+                found = between(target, self._above, (loss, found))
+            self._found |= {f"{name}-at-loss": [value] for name, value in found.items()}
+            return
+        if last:
+            self._found |= {f"{name}-at-loss": [math.nan] for name in names}
+
+    def _plain_loss(self) -> float:
+        """On the images of the analysis, of the model in evaluation mode."""
+        batches = self._images(128)
+        return analysis.Objective(self._learner.model, self._loss, batches, mode="eval").value()
+
+    def _now(self, names: list[str]) -> dict[str, float]:
+        """The measures that are compared at one loss, of the model as it is."""
+        found = {name: self._found[name][-1] for name in names if name in ALIGNMENT}
+        if "eigenvalue-1" in names:
+            found["eigenvalue-1"] = float(self._eigenvalues(1).values[0])
+        if "surface-rise" in names:
+            middle = self._asked.surface // 2
+            reach = self._asked.extent * half_way(middle) / middle
+            found["surface-rise"] = rise(np.asarray(self._surface(np.linspace(-reach, reach, 3))))
+        return found
+
+
+def half_way(middle: int) -> int:
+    """Points from the middle of a surface to half way to its border."""
+    return max(1, round(middle / 2))
+
+
+def rise(losses: np.ndarray[Any, Any]) -> float:
+    """Of the loss half way to the border, over that in the middle: both directions, both ways.
+
+    A grid of three points ends half way already.
+    """
+    middle = len(losses) // 2
+    out = half_way(middle)
+    around = [losses[middle + way * out, middle] for way in (-1, 1)]
+    around += [losses[middle, middle + way * out] for way in (-1, 1)]
+    return float(np.mean(around) - losses[middle, middle])
+
+
+def between(
+    loss: float, above: tuple[float, dict[str, float]], below: tuple[float, dict[str, float]]
+) -> dict[str, float]:
+    """What was found at two losses, interpolated in the logarithm of the loss."""
+    (high, before), (low, after) = above, below
+    part = math.log(high / loss) / math.log(high / max(low, 1e-300))
+    return {name: value + part * (after[name] - value) for name, value in before.items()}

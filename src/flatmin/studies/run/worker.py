@@ -157,7 +157,9 @@ class CellQueue:
             self._known = known
             cells = self._plan.plan(store.rows, store.given_up)
             free = [c for c in cells if not any(c.key in each for each in settled)]
-            self._left = free[::-1]  # the next is the last, which a list gives up at no cost
+            # Seed by seed, so that what is stopped half way still compares all methods. The next
+            # is the last, which a list gives up at no cost.
+            self._left = sorted(free, key=lambda cell: cell.seed)[::-1]
 
     def taken(self, ours: bool) -> None:
         """Whether the cell became ours; workers that collide spread out."""

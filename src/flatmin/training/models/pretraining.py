@@ -4,7 +4,8 @@
     train(Training(..., model="efficientnet-b2", pretrained="weights/b2.safetensors", size=260))
 
 A file is one of safetensors (`.safetensors`), or what `torch.save` made of a state dict (`.pt`,
-`.pth`), possibly below the key "model" or "state_dict". Networks made for ImageNet call their
+`.pth`), possibly below the key "model" or "state_dict"; or the folder of a run that kept the
+weights of one training (`flatmin run … --keep weights`). Networks made for ImageNet call their
 modules as timm does, and so take its files; the others take those of their own `state_dict()`.
 """
 
@@ -74,6 +75,8 @@ def _fetched(name: str, hub: str | None) -> Path:
 
 def read(path: Path) -> Mapping[str, Tensor]:
     """The state dict in a file. Raises InputError, in one line, where there is none."""
+    if path.is_dir():
+        path = _kept(path)
     if not path.is_file():
         raise InputError(f'no weights at {path}: give a .safetensors or .pt file, or "hub"')
     try:
@@ -93,6 +96,18 @@ def read(path: Path) -> Mapping[str, Tensor]:
     if not isinstance(found, dict):
         raise InputError(f"{path} holds no state dict: save one with torch.save")
     return cast("dict[str, Tensor]", found)
+
+
+def _kept(folder: Path) -> Path:
+    """The one file of weights in the folder of a run."""
+    found = sorted((folder / "weights").glob("*.pt"))
+    if len(found) != 1:
+        what = f"{len(found)} files of weights" if found else "no weights"
+        raise InputError(
+            f"{folder} is a folder with {what}: give one of the files, or the folder of a run that "
+            f"has kept those of one training with --keep weights"
+        )
+    return found[0]
 
 
 def _last(model: nn.Module) -> str:
