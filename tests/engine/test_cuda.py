@@ -98,8 +98,7 @@ def test_float16_with_loss_scaling(method: str):
         given: tuple[Callable[..., Any], ...] = (closure, closure) if kind.auxiliary else (closure,)
         return [float(amp.step(optimizer, scaler, *given).mean()) for _ in range(count)]
 
-    with pytest.warns(RuntimeWarning, match="skipped"):
-        first = several(60)[0]
+    first = several(60)[0]
     assert optimizer.cost.skipped >= 10  # 2^40 is far beyond what float16 holds
     assert scaler.get_scale() < 2.0**30
     assert several(20)[-1] < 0.7 * first

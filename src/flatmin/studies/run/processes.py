@@ -131,7 +131,8 @@ class _Member:
         self._pipe, theirs = context.Pipe()
         arguments = (theirs, location, plan, trainer, index)
         self.process = context.Process(target=_work, args=arguments, daemon=True)
-        with interrupts(signal.SIG_IGN):  # a child is born with what its parent ignores
+        # a child is born with what its parent ignores
+        with interrupts(signal.SIG_IGN), _environment(ALLOCATOR):
             self.process.start()
         theirs.close()  # so that the end of either process is the end of the pipe
 
@@ -174,8 +175,12 @@ def _nothing() -> None:
 
 
 def _context() -> Any:
-    """Workers are forked from a server that has imported everything once, where that is offered."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+    """Workers are forked from a server that has imported everything once, where that is offered.
+
+    Not where there is a GPU: some import asks for it, and CUDA does not survive a fork.
+    """
+    offered = "forkserver" in multiprocessing.get_all_start_methods()
+    if not offered or torch.cuda.device_count():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, *_USED_LATER])
