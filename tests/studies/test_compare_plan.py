@@ -75,6 +75,13 @@ def test_the_radius_is_the_one_with_the_best_mean_of_complete_tuning_runs():
 def test_of_equal_radii_the_smallest_is_chosen():
     asked = comparison(methods=("sam",), tune="rho", rho=(0.4, 0.1, 0.2))
     assert asked.radius("sam", finish(asked, {0.1: 50.0, 0.2: 50.0, 0.4: 50.0})) == 0.1
+    # As many images met, in another order: their sums differ in the last digit.
+    met = {0.1: (28, 44, 28), 0.2: (25, 40, 34), 0.4: (31, 40, 29)}
+    asked = comparison(methods=("sam",), tune="rho", tuning_seeds=3, rho=(0.1, 0.2, 0.4))
+    rows = {
+        t.key: row(t, 100 * met[t.rho][-t.seed - 1] / 144) for t in asked.tuning("sam") if t.rho
+    }
+    assert asked.radius("sam", rows) == 0.1
 
 
 def test_a_method_is_evaluated_once_its_tuning_is_complete_and_no_earlier():

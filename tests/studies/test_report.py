@@ -162,6 +162,15 @@ def test_ours_stands_beside_the_papers(tmp_path: Path):
     assert ranks == [["", "best", "level"], ["", "best", ""]]
 
 
+def test_a_scale_that_says_nothing_names_no_method(tmp_path: Path):
+    silent = {"says": "fewer epochs", "fields": {"epochs": 2}, "smoke_only": "nothing overfits"}
+    made = made_section(tmp_path, "smoke", scales={"full": {}, "smoke": silent})
+    assert str(made.verdict) == (
+        "It runs; its numbers say nothing about methods. Nothing overfits."
+    )
+    assert not any(entry.rank for group in made.table.groups for entry in group.entries)
+
+
 def test_at_a_smaller_scale_values_are_not_compared(tmp_path: Path):
     made = made_section(tmp_path, "smoke")
     sam = cells(made, 0, "SAM")

@@ -238,6 +238,19 @@ def test_weights_come_from_a_file(tmp_path: Path, name: str, form: str):
         assert torch.equal(same.state_dict()[key], tensor)
 
 
+def test_weights_come_from_the_folder_of_a_run(tmp_path: Path):
+    source, kept = small(), tmp_path / "weights"
+    with pytest.raises(InputError, match="a folder with no weights"):
+        small(pretrained=str(tmp_path))
+    kept.mkdir()
+    torch.save({"state_dict": source.state_dict()}, kept / "sgd-seed0-1.pt")
+    same = small(pretrained=str(tmp_path))
+    assert torch.equal(same.head.weight, source.head.weight)
+    torch.save({"state_dict": source.state_dict()}, kept / "sam-seed0-2.pt")
+    with pytest.raises(InputError, match="a folder with 2 files of weights: give one of the files"):
+        small(pretrained=str(tmp_path))
+
+
 def test_the_last_layer_starts_anew_where_the_classes_differ(tmp_path: Path):
     source = small(classes=5)
     torch.save(source.state_dict(), tmp_path / "w.pt")

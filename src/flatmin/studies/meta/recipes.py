@@ -10,6 +10,7 @@ from pathlib import Path
 from flatmin import methods
 from flatmin.studies.meta import testing, training
 from flatmin.studies.meta.pools import Pools
+from flatmin.studies.plan import tuning
 from flatmin.studies.plan.fewshot import FewShot
 from flatmin.studies.plan.grid import ScaledRecipe
 from flatmin.studies.plan.schema import Changes
@@ -130,7 +131,7 @@ def run(
             cell, _ = trained(entry, replace(entry.usual, rho=rho, seed=seed))
             history = training.history(folder / cell.folder)
             found.append(max(row.accuracy for row in history))
-        return sum(found) / len(found)
+        return tuning.mean(found)
 
     def found(entry: FewShotEntry) -> Finding:
         scores = {rho: judged(entry, rho) for rho in entry.radii}

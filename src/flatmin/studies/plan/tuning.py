@@ -26,6 +26,15 @@ MAX_RUNS = 1_000_000
 """Runs that a plan may have; it is held in memory, and gone through again and again."""
 
 
+def mean(values: Sequence[float]) -> float:
+    """To twelve digits, so that those who have met as many are equal on every machine.
+
+    The last digit of a sum depends on its order and, from Python 3.12 on, on the version; a choice
+    that hung on it would ask for other runs than those that have been made.
+    """
+    return float(f"{math.fsum(values) / len(values):.12g}")
+
+
 @dataclass(frozen=True)
 class TunedMethod:
     """One method in one setting.
@@ -73,7 +82,7 @@ class TunedMethod:
         for candidate in self.candidates:
             keys = [self._judged_by(candidate, seed).key for seed in range(-self.tuning_seeds, 0)]
             if all(key in rows for key in keys):
-                means[candidate] = sum(rows[key].accuracy for key in keys) / len(keys)
+                means[candidate] = mean([rows[key].accuracy for key in keys])
         return means
 
     def settled(self, done: frozenset[str]) -> bool:

@@ -120,7 +120,8 @@ def verdict_of(plan: ScaledRecipe, settings: Sequence[PaperTable]) -> Verdict | 
         return summary.NOTHING
     if plan.smoke_only:
         return Verdict(
-            "It runs; its numbers say nothing about methods", text.sentence(plan.smoke_only)
+            "It runs; its numbers say nothing about methods",
+            text.sentence(plan.smoke_only[:1].upper() + plan.smoke_only[1:]),
         )
     return verdict(settings) if heading(plan.measure).accuracy else None
 
@@ -147,7 +148,9 @@ def table(plan: ScaledRecipe, rows: Mapping[str, Row], width: int) -> Renderable
                     text.number(line.ratio),
                 )
             )
-            leads.append(measure == line.measure and bool(block.summary.rank(line)))
+            leads.append(
+                measure == line.measure and not plan.smoke_only and bool(block.summary.rank(line))
+            )
     return columns.table(
         [
             *(ConsoleColumn(name, left=True) for name in (*axes, "method")),

@@ -242,6 +242,7 @@ def _of_recipe(plan: ScaledRecipe, record: Record) -> Section:
         comparable=full and paper,
         runs=True,
         rho="tuned" if plan.tune else "as set",
+        ranks=not plan.smoke_only,
     )
     return Section(
         group=recipe.paper,
@@ -401,5 +402,3 @@ def _provenance(rows: Mapping[str, Row]) -> Iterable[tuple[str, str]]:
     walls = [row.wall for row in rows.values() if row.wall is not None]
     if walls:
         yield "training time", text.duration(math.fsum(walls))
-
-

@@ -94,6 +94,7 @@ class Layout:
         comparable: whether our values are as comparable to the paper's as their difference is.
         runs: whether to say how many runs there are.
         rho: how the radii came about.
+        ranks: whether a best method is marked.
     """
 
     measures: tuple[str, ...]
@@ -104,6 +105,7 @@ class Layout:
     comparable: bool
     runs: bool
     rho: str
+    ranks: bool = True
 
     @property
     def others(self) -> list[str]:
@@ -204,7 +206,7 @@ def _column(measure: str) -> Column:
 def _entry(layout: Layout, block: PaperTable, line: Line) -> Entry:
     return Entry(
         line.title,
-        block.summary.rank(line),
+        block.summary.rank(line) if layout.ranks else "",
         tuple(_cells(layout, block, line)),
         tuple(line.troubles),
     )

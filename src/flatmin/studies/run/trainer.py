@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from flatmin.studies.plan.estimate import CostEstimate
 from flatmin.studies.store import weights
@@ -20,6 +20,7 @@ from flatmin.training.data.images import ImageData
 from flatmin.training.data.samples import AnyData, load_any
 from flatmin.training.errors import InputError
 from flatmin.training.loop import Epoch, Learner, Training, Watch, train
+from flatmin.training.models import pretraining
 from flatmin.training.observer import Observer
 from flatmin.training.processes import ProcessGroup
 
@@ -124,8 +125,12 @@ def observer_of(training: Training) -> Callable[[Learner, RunData], Observer] | 
 def require(trainings: Iterable[Training]) -> list[str]:
     """What a user should know of the images of the runs, line by line.
 
-    Raises InputError now where they are missing or do not suffice.
+    Raises InputError now where they are missing or do not suffice, and where weights to start from
+    are missing.
     """
+    trainings = list(trainings)
+    for source in {each.pretrained for each in trainings} - {None, "hub"}:
+        pretraining.located(Path(cast("str", source)))
     wanted = dict.fromkeys((each.data, each.limit, each.size) for each in trainings)
     return [
         note

@@ -75,10 +75,7 @@ def _fetched(name: str, hub: str | None) -> Path:
 
 def read(path: Path) -> Mapping[str, Tensor]:
     """The state dict in a file. Raises InputError, in one line, where there is none."""
-    if path.is_dir():
-        path = _kept(path)
-    if not path.is_file():
-        raise InputError(f'no weights at {path}: give a .safetensors or .pt file, or "hub"')
+    path = located(path)
     try:
         if path.suffix == ".safetensors":
             import safetensors.torch
@@ -96,6 +93,18 @@ def read(path: Path) -> Mapping[str, Tensor]:
     if not isinstance(found, dict):
         raise InputError(f"{path} holds no state dict: save one with torch.save")
     return cast("dict[str, Tensor]", found)
+
+
+def located(path: Path) -> Path:
+    """The file of weights at `path`, a file or the folder of a run. Raises InputError for none."""
+    if path.is_dir():
+        return _kept(path)
+    if not path.is_file():
+        raise InputError(
+            f'no weights at {path}: give a .safetensors or .pt file, "hub", or the folder of a run '
+            f"that has kept its own (flatmin run … --keep weights)"
+        )
+    return path
 
 
 def _kept(folder: Path) -> Path:
