@@ -3,7 +3,7 @@
     python examples/plain.py --method agnostic-sam --epochs 10
 
 The other examples train this network on these images by other people's trainers, and
-`tests/test_integrations_*.py` hold each of them to the weights that this loop ends with.
+`tests/integrations/` holds each of them to the weights that this loop ends with.
 """
 
 from __future__ import annotations

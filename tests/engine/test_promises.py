@@ -77,7 +77,7 @@ def test_a_saved_state_is_not_moved_by_later_steps(method, base, groups):
     assert [group["flatmin"] for group in saved["param_groups"]] == numbers
 
 
-@everywhere
+@every_method_somewhere
 def test_resuming_through_a_distributed_checkpoint(method, base, groups, tmp_path):
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import (

@@ -93,12 +93,12 @@ def test_workers_keep_the_memory_of_a_step_for_the_next(tmp_path: Path):
     assert "MALLOC_TRIM_THRESHOLD_" not in os.environ
 
 
-def test_a_thousand_cells_survive_twenty_kills_on_sqlite(tmp_path: Path):
-    survive(StudyLocation.new(tmp_path), 1000, 20)
+def test_hundreds_of_cells_survive_a_dozen_kills_on_sqlite(tmp_path: Path):
+    survive(StudyLocation.new(tmp_path), 400, 12)
 
 
-def test_a_thousand_cells_survive_twenty_kills_on_postgresql(tmp_path: Path, server: str):
-    survive(StudyLocation.new(tmp_path, server, study="kills"), 1000, 20)
+def test_hundreds_of_cells_survive_a_few_kills_on_postgresql(tmp_path: Path, server: str):
+    survive(StudyLocation.new(tmp_path, server, study="kills"), 300, 8)
 
 
 def test_the_database_of_a_server_is_joined_by_its_url(tmp_path: Path, server: str):
