@@ -126,7 +126,7 @@ for method, model in found.items():
 # %% [markdown]
 # And the surface itself: the training loss along two random directions, normalised filter by
 # filter, so that networks with larger weights are not called flatter for that. Here are its
-# rows through the middle; in a notebook the last line draws it.
+# rows through the middle; in a notebook `surface.figure()` draws it.
 
 # %%
 print(f"{'from the weights':22}", *(f"{a:+7.2f}" for a in (-0.5, -0.25, 0, 0.25, 0.5)))
@@ -134,7 +134,6 @@ for method, model in found.items():
     surface = analysis.surface(model, loss, batches, at=(-0.5, -0.25, 0, 0.25, 0.5), seed=0)
     along = [float(row[2]) for row in surface.losses]
     print(f"{method:22}", *(f"{value:7.3f}" for value in along))
-# surface.figure()
 
 # %% [markdown]
 # ![The training loss around two minima](pictures/minima.svg)
