@@ -4,8 +4,8 @@
     python examples/flowers_transfer.py --method agnostic-sam --epochs 10
 
 A small ResNet learns some of CIFAR-100 first, half a minute; then its body starts the training on
-the flowers and its last layer starts anew. The recipe `agnostic-sam/table-4` does the same with tuned
-radii, several seeds and a backbone of its own: `flatmin run beyond/backbone --scale small --keep
+the flowers and its last layer starts anew. The recipe `agnostic-sam/table-4` does the same with
+tuned radii, several seeds and a better backbone: `flatmin run beyond/backbone --scale small --keep
 weights`.
 """
 
