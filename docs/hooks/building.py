@@ -45,7 +45,7 @@ def examples() -> str:
     """Every example: what it says of itself, and its code."""
     parts = [
         "# Examples",
-        "One file each in `examples/`, on real digits, run by the tests if its packages are there.",
+        "One file each in `examples/`, on real data, run by the tests if its packages are there.",
     ]
     for path in sorted((cards.PROJECT / "examples").glob("*.py")):
         source = path.read_text(encoding="utf-8")
@@ -70,6 +70,18 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         if f"<!-- methods: {name} -->" in markdown:
             markdown = markdown.replace(f"<!-- methods: {name} -->", table())
     return re.sub(r"^<!-- public: ([\w.]+) -->$", _public, markdown, flags=re.MULTILINE)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Keep a number, its spread and its interval on one line of their cell."""
+    return re.sub(r"<td.*?</td>", lambda cell: kept_together(cell[0]), html, flags=re.DOTALL)
+
+
+def kept_together(cell: str) -> str:
+    """With spaces that do not break inside `91.4 ± 1.6` and `−0.3 [−2.4, 1.9]`."""
+    number = r"[+−]?\d[\d.,]*"
+    cell = re.sub(rf"({number}) ± (?=\d)", "\\1\u00a0±\u00a0", cell)
+    return re.sub(rf"({number}) \[({number}), (?=[+−]?\d)", "\\1\u00a0[\\2,\u00a0", cell)
 
 
 def _of_readme(line: re.Match[str]) -> str:

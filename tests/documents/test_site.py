@@ -186,6 +186,14 @@ def test_every_public_symbol_has_a_place():
             assert homes & (set(named) - {"flatmin"}), f"{room}.{name}"
 
 
+def test_a_number_stays_on_the_line_of_its_interval():
+    cells = "<td>−0.3 [−2.4, 1.9]</td><td><b>91.4 ± 1.6</b></td><td>a, b</td>"
+    together = (
+        "<td>−0.3\u00a0[−2.4,\u00a01.9]</td><td><b>91.4\u00a0±\u00a01.6</b></td><td>a, b</td>"
+    )
+    assert building.on_page_content(cells) == together
+
+
 # --- the tutorial
 
 

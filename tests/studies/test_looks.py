@@ -134,8 +134,9 @@ def test_theorem_2_holds_where_its_steps_are_small(digits: ImageData):
     usual, small = shares(rho=0.1), shares(rho=1e-4)
     assert usual[0] < small[0]
     assert small == [pytest.approx(100, abs=15), 0]
-    with pytest.raises(InputError, match="none of those that Theorem 2 speaks of"):
-        train(training("sam", analysis=options), digits, observer=CellAnalysis)
+    for method in ("sam", "agnostic-sam-previous"):
+        with pytest.raises(InputError, match="none of those that Theorem 2 speaks of"):
+            train(training(method, analysis=options), digits, observer=CellAnalysis)
 
 
 def test_a_run_that_was_stopped_goes_on_looking(tmp_path: Path, digits: ImageData):

@@ -36,6 +36,12 @@ def _begins_at_home(optimizer: SharpnessAware) -> bool:
     return optimizer.direction.needs_gradient or optimizer.descent.asks_for_gradient
 
 
+def _looks_at_two(optimizer: SharpnessAware) -> bool:
+    """Does it step as Theorem 2 has it, with a batch and an auxiliary one?"""
+    direction = optimizer.direction
+    return isinstance(direction, Agnostic) and direction.auxiliary == "batch"
+
+
 NEAR = 4.0
 """Times the loss at which all are compared: further above it, nothing is measured for it."""
 
@@ -76,7 +82,7 @@ class CellAnalysis:
             )
             if learner.auxiliary is None:  # drawn for the measurement alone
                 self._auxiliary = run_data.auxiliary()
-        if options.theorem and not isinstance(optimizer.direction, Agnostic):
+        if options.theorem and not _looks_at_two(optimizer):
             raise InputError(
                 f"{learner.training.method} is none of those that Theorem 2 speaks of: leave "
                 f"`theorem` out, or take agnostic-sam or align-sam"
