@@ -26,7 +26,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-oldest lint format docs bench release clean
+.PHONY: help setup demo test coverage test-oldest lint format docs bench release clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ demo: $(STUDIES) ## compare six methods on noisy digits; writes runs/demo/report
 
 test: $(DEV) ## run the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+coverage: $(DEV) ## run the tests and say which lines and branches of the code they do not reach
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term $(ARGS)
 
 # What trainers and older releases of torch do differently; not what tests of training repeat.
 OLDEST_TESTS := tests/integrations tests/engine/test_compiled.py tests/engine/test_state_of_the_model.py
