@@ -30,6 +30,8 @@ ALIGNMENT = (
     "cosine-difference",
     "cosine-change",
     "cosine-lowered",
+    "cosine-so-far",
+    "lowered-so-far",
 )
 COMPONENTS = ("cosine-batch-full", "cosine-batch-mean", "cosine-mean-full", "mean-error")
 
@@ -52,6 +54,8 @@ SENTENCES: Mapping[str, str] = {
     "cosine-difference": "after − before, the median",
     "cosine-change": "(after − before) / after, the median",
     "cosine-lowered": "% of measured updates that lower the cosine",
+    "cosine-so-far": "median before the update over all steps measured so far",
+    "lowered-so-far": "% of all updates measured so far that lower the cosine",
     "cosine-batch-full": "of batch and full gradient, the mean over measured steps",
     "cosine-batch-mean": "of batch gradient and running mean",
     "cosine-mean-full": "of running mean and full gradient",

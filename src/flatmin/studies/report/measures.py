@@ -66,6 +66,8 @@ _HEADINGS: Mapping[str, Heading] = {
     "analysis:cosine-difference": Heading("After − before", "last epoch", 4),
     "analysis:cosine-change": Heading("Change", "÷ after", 4),
     "analysis:cosine-lowered": Heading("Lowered", "% of steps", 0),
+    "analysis:cosine-so-far": Heading("Cosine before", "all steps", 4),
+    "analysis:lowered-so-far": Heading("Lowered", "% of all steps", 0),
     "analysis:surface-rise": Heading("Loss rise", "half way out", 3),
     "analysis:eigenvalue-1-at-loss": Heading("λ₁", "at equal loss", 2),
     "analysis:surface-rise-at-loss": Heading("Loss rise", "at equal loss", 3),

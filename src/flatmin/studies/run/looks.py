@@ -136,7 +136,7 @@ class CellAnalysis:
             if options.gradient_norms and epoch == max(1, round(share * training.epochs)):
                 self._add_norms(share, self._noise(options.gradient_norms))
         if self._alignment is not None:
-            self._add_alignment(self._alignment.alignment.since(self._steps_before))
+            self._add_alignment(self._alignment.alignment)
             self._steps_before = self._alignment.step
         if self._components is not None:
             self._add_components(self._components)
@@ -209,12 +209,14 @@ class CellAnalysis:
         self._add("normality-p", test.p)
         self._add("skewness", test.skewness)
 
-    def _add_alignment(self, found: analysis.Alignment) -> None:
+    def _add_alignment(self, everything: analysis.Alignment) -> None:
+        found = everything.since(self._steps_before)
         columns = found.before, found.after, found.difference, found.change
         for name, column in zip(ALIGNMENT, columns, strict=False):
-            known = column[np.isfinite(column)]
-            self._add(name, float(np.median(known)) if len(known) else math.nan)
+            self._add(name, _median(column))
         self._add("cosine-lowered", 100 * found.lowered)
+        self._add("cosine-so-far", _median(everything.before))
+        self._add("lowered-so-far", 100 * everything.lowered)
 
     def _add_components(self, monitor: analysis.ComponentMonitor) -> None:
         new, monitor.found, monitor.steps = monitor.found, [], []
@@ -309,6 +311,11 @@ class CellAnalysis:
             reach = self._asked.extent * half_way(middle) / middle
             found["surface-rise"] = rise(np.asarray(self._surface(np.linspace(-reach, reach, 3))))
         return found
+
+
+def _median(column: np.ndarray[Any, Any]) -> float:
+    known = column[np.isfinite(column)]
+    return float(np.median(known)) if len(known) else math.nan
 
 
 def half_way(middle: int) -> int:
