@@ -204,7 +204,7 @@ def test_a_mixed_verdict_counts_the_settings(tmp_path: Path, capsys: pytest.Capt
     )
     few = str(paper.verdict(paper.blocks(plan, some)))
     assert few.startswith(
-        "No winner in any of 2 settings. In 1 the seeds do not tell the leader from others; in 1 "
+        "No winner in either setting. In 1 the seeds do not tell the leader from others; in 1 "
         "there are too few runs to tell. Most often ahead is SAM, in 1."
     )
     every = {

@@ -202,8 +202,12 @@ def _over(settings: Sequence[PaperTable]) -> Verdict:
     rest = f"{rest[:1].upper()}{rest[1:]}." if rest else ""
     if not won:
         leads = Counter(each.best.title for each in enough).most_common(1)[0]
-        often = f"Most often ahead is {leads[0]}, in {leads[1]}."
-        return Verdict(f"No winner in any of {len(told)} settings", f"{rest} {often}")
+        count = len(told)
+        often = (
+            f"Most often ahead is {leads[0]}, in {'both' if leads[1] == 2 == count else leads[1]}."
+        )
+        none = "either setting" if count == 2 else f"any of {count} settings"
+        return Verdict(f"No winner in {none}", f"{rest} {often}")
     return Verdict(
         ", ".join(
             [f"{won[0][0]} wins {won[0][1]} of {len(told)} settings"]
