@@ -15,7 +15,7 @@ import torch
 from plain import arguments, digits
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
-from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
+from transformers import EvalPrediction, TrainingArguments, ViTConfig, ViTForImageClassification
 
 from flatmin.integrations.transformers import SharpnessAwareTrainer
 
@@ -52,9 +52,8 @@ def vision_transformer(seed: int = 0) -> ViTForImageClassification:
     )
 
 
-def trainer_of(
-    method: str, folder: str, rho: float | None = None, **options: Any
-) -> SharpnessAwareTrainer:
+def arguments_of(folder: str, **options: Any) -> TrainingArguments:
+    """What does not depend on the model; `options` go before it."""
     given: dict[str, Any] = {
         "per_device_train_batch_size": 64,
         "learning_rate": 3e-3,
@@ -66,15 +65,23 @@ def trainer_of(
         "use_cpu": True,
         **options,
     }
+    return TrainingArguments(folder, **given)
+
+
+def accuracy(seen: EvalPrediction) -> dict[str, float]:
+    return {"accuracy": float((seen.predictions.argmax(-1) == seen.label_ids).mean())}
+
+
+def trainer_of(
+    method: str, folder: str, rho: float | None = None, **options: Any
+) -> SharpnessAwareTrainer:
     train, test = digits()
     return SharpnessAwareTrainer(
         vision_transformer(),
-        TrainingArguments(folder, **given),
+        arguments_of(folder, **options),
         train_dataset=Images(train),
         eval_dataset=Images(test),
-        compute_metrics=lambda seen: {
-            "accuracy": (seen.predictions.argmax(-1) == seen.label_ids).mean()
-        },
+        compute_metrics=accuracy,
         method=method,
         rho=rho,
     )

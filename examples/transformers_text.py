@@ -24,7 +24,8 @@ import torch
 from plain import arguments
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
+from transformers import BertConfig, BertForSequenceClassification
+from transformers_digits import accuracy, arguments_of
 
 from flatmin.integrations.transformers import SharpnessAwareTrainer
 
@@ -96,25 +97,12 @@ def trainer_of(method: str, folder: str, **options: Any) -> SharpnessAwareTraine
     counted = Counter(word for words, _ in train for word in words)
     frequent = [word for word, count in counted.most_common() if count > 1]
     known = {word: number for number, word in enumerate(frequent, UNKNOWN + 1)}
-    given: dict[str, Any] = {
-        "per_device_train_batch_size": 32,
-        "learning_rate": 3e-3,
-        "lr_scheduler_type": "cosine",
-        "max_grad_norm": 1.0,
-        "logging_strategy": "epoch",
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        **options,
-    }
     return SharpnessAwareTrainer(
         bert(len(known) + 2),
-        TrainingArguments(folder, **given),
+        arguments_of(folder, per_device_train_batch_size=32, **options),
         train_dataset=Words(train, known),
         eval_dataset=Words(test, known),
-        compute_metrics=lambda seen: {
-            "accuracy": (seen.predictions.argmax(-1) == seen.label_ids).mean()
-        },
+        compute_metrics=accuracy,
         method=method,
     )
 

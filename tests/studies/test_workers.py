@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from comparisons import comparison
 from optuna.trial import TrialState
 from postgres import serving
@@ -91,6 +92,11 @@ def test_workers_keep_the_memory_of_a_step_for_the_next(tmp_path: Path):
     processes.run(store, Many(1), Allocates(tmp_path / "pages"), 1)
     assert int((tmp_path / "pages").read_text()) < 10 * 4096  # of 100 times as many
     assert "MALLOC_TRIM_THRESHOLD_" not in os.environ
+
+
+def test_workers_are_not_forked_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert processes._context().get_start_method() == "spawn"  # CUDA does not survive a fork
 
 
 def test_hundreds_of_cells_survive_a_dozen_kills_on_sqlite(tmp_path: Path):
