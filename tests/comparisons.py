@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from flatmin.engine.cost import Cost
-from flatmin.studies.plan import comparison as comparisons
-from flatmin.studies.plan.comparison import Comparison, Outcome
+from flatmin.studies.plan import opening
+from flatmin.studies.plan.comparison import Comparison
+from flatmin.studies.plan.opening import Outcome
 from flatmin.studies.store import provenance
 from flatmin.studies.store.location import StudyLocation
 from flatmin.studies.store.owner import ProcessIdentity
@@ -78,7 +79,7 @@ def outcome(
     seeds = max(len(values) for values in accuracies.values())
     asked = comparison(methods=tuple(accuracies), seeds=seeds, **changed)
     data = load(asked.data)
-    found = comparisons.begin(asked, data, StudyLocation.new(folder))
+    found = opening.begin(asked, data, StudyLocation.new(folder))
     store = found.store
     for method, by_rho in (held_out or {}).items():
         for training in asked.tuning(method):

@@ -19,7 +19,7 @@ from pictures import encoded, picture, write_parquet
 import flatmin
 from flatmin import methods
 from flatmin.cli import app, main
-from flatmin.studies.plan.comparison import default_folder
+from flatmin.studies.plan.identity import default_folder
 from flatmin.studies.report import terminal
 from flatmin.studies.report.summary import summarise
 from flatmin.studies.run import trainer

@@ -20,7 +20,8 @@ from torch.utils.data import Dataset
 import flatmin
 from flatmin.cli import main
 from flatmin.studies.comparing import ComparisonResult
-from flatmin.studies.plan import comparison as comparisons
+from flatmin.studies.plan import identity as identities
+from flatmin.studies.plan import opening
 from flatmin.studies.plan.comparison import RATE_FACTORS, TUNING_FACTORS, Comparison
 from flatmin.studies.report import runs as records
 from flatmin.studies.report.measures import heading
@@ -31,8 +32,8 @@ from flatmin.studies.store.store import Store
 from flatmin.training import InputError, Training, own, train
 from flatmin.training.data.sample_batches import SampleRun
 from flatmin.training.data.samples import SampleData
-from flatmin.training.loop import accuracy, metric_of
 from flatmin.training.processes import ProcessGroup
+from flatmin.training.scores import accuracy, metric_of
 
 X = torch.randn(200, 4, generator=torch.Generator().manual_seed(1))
 Y = (X @ torch.tensor([1.0, -2.0, 3.0, 0.5]) > 0).long()
@@ -275,7 +276,7 @@ def test_padded_places_have_no_part_in_an_accuracy_and_batches_of_any_length_in_
 
 def settled(**given: Any) -> Comparison:
     asked = {"data": "digits", "methods": ("sgd", "sam"), **given}
-    return comparisons.settled(asked)[0]
+    return opening.settled(asked)[0]
 
 
 def test_tuning_two_things_gives_every_method_the_same_budget():
@@ -325,7 +326,7 @@ def test_what_is_set_reaches_the_runs():
 
 
 def test_a_default_never_stops_a_command():
-    asked, _, notes = comparisons.settled(
+    asked, _, notes = opening.settled(
         {"data": "digits", "methods": ("sgd",), "limit": 100, "tune": "rho"}
     )
     assert asked.batch == 16
@@ -406,15 +407,15 @@ def test_a_folder_takes_more_and_fewer_and_refuses_what_means_something_else(tmp
 def test_a_learning_rate_may_be_tuned_later_and_not_be_another_one():
     def identity(**changed: Any) -> dict[str, Any]:
         given = {"data": "digits", "methods": ("sgd",), **changed}
-        asked, data, _ = comparisons.settled(given)
-        return comparisons.identity(asked, data)
+        asked, data, _ = opening.settled(given)
+        return identities.identity(asked, data)
 
     before = identity()
-    assert comparisons.differing(identity(lr=0.2, batch=64), before) == ["batch", "lr"]
-    assert comparisons.differing(identity(tune="lr", lr=(0.1, 0.4)), before) == []
+    assert identities.differing(identity(lr=0.2, batch=64), before) == ["batch", "lr"]
+    assert identities.differing(identity(tune="lr", lr=(0.1, 0.4)), before) == []
     earlier = {name: before[name] for name in before if name not in ("base", "loss", "examine")}
-    assert comparisons.differing(before, earlier) == []  # of a version that did not know them
-    assert comparisons.differing(identity(base="adam", lr=0.1), earlier) == ["base"]
+    assert identities.differing(before, earlier) == []  # of a version that did not know them
+    assert identities.differing(identity(base="adam", lr=0.1), earlier) == ["base"]
 
 
 def test_keys_of_earlier_versions_stay():

@@ -21,8 +21,8 @@ from flatmin.training.data.augmentation import Augmentation, Images, moments
 from flatmin.training.data.batches import ImageSet
 from flatmin.training.data.memory import most_bytes, readable
 from flatmin.training.data.stream import Ahead, Streamed, pieces, spaced
-from flatmin.training.loop import accuracy
 from flatmin.training.processes import ProcessGroup
+from flatmin.training.scores import accuracy
 
 
 @pytest.fixture

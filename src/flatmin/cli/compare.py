@@ -18,7 +18,8 @@ def compare(wanted: CompareArguments) -> int:
     """Train methods side by side, print the table and write the report."""
     importlib.import_module("jinja2")  # of the report: better missed now than after the training
 
-    from flatmin.studies.plan.comparison import begin, default_folder, settled
+    from flatmin.studies.plan.identity import default_folder
+    from flatmin.studies.plan.opening import begin, settled
     from flatmin.studies.report import comparison as report
     from flatmin.studies.report import terminal
     from flatmin.studies.report.summary import summarise

@@ -18,8 +18,9 @@ from typing import Any, Literal, cast
 from torch import nn
 
 from flatmin.methods import TABLE, Method
-from flatmin.studies.plan import comparison as comparisons
-from flatmin.studies.plan.comparison import Outcome
+from flatmin.studies.plan import opening
+from flatmin.studies.plan.identity import default_folder
+from flatmin.studies.plan.opening import Outcome
 from flatmin.studies.plan.tuning import Progress, progress_of
 from flatmin.studies.report import comparison as page
 from flatmin.studies.report import section, terminal
@@ -35,7 +36,8 @@ from flatmin.studies.store.weights import KeptWeights
 from flatmin.training import losses, own
 from flatmin.training.data.samples import SampleData
 from flatmin.training.errors import InputError
-from flatmin.training.loop import Run, Training
+from flatmin.training.result import Run
+from flatmin.training.settings import Training
 
 USUAL = ("sgd", "sam")
 """What is compared where nothing is said."""
@@ -222,14 +224,14 @@ def compare(
         raise InputError(f"workers {workers} is out of range: expected at least 1")
     trainer.forget()
     try:
-        comparison, data, notes = comparisons.settled(asked)
+        comparison, data, notes = opening.settled(asked)
         for note in notes:
             warnings.warn(note, UserWarning, stacklevel=2)
         if workers > 1:
             own.require_paths(comparison.brought, workers)
-        folder = Path(out) if out is not None else comparisons.default_folder(comparison)
+        folder = Path(out) if out is not None else default_folder(comparison)
         location = StudyLocation.new(folder, storage)
-        outcome = comparisons.begin(comparison, data, location, allow_mixed=allow_mixed)
+        outcome = opening.begin(comparison, data, location, allow_mixed=allow_mixed)
         _train(outcome, Trainer.at(location, keep=keep), workers, tell=progress)
     finally:
         own.forget(asked["data"])  # which may be large

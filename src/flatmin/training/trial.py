@@ -18,8 +18,9 @@ from flatmin.training.data.sample_batches import run_data
 from flatmin.training.data.samples import AnyData, SampleData
 from flatmin.training.data.stream import pieces
 from flatmin.training.errors import InputError
-from flatmin.training.loop import base_optimizer, called, network
+from flatmin.training.learner import base_optimizer, network
 from flatmin.training.processes import ProcessGroup
+from flatmin.training.scores import called
 from flatmin.training.settings import Training
 
 _SAMPLES = 8

@@ -7,31 +7,21 @@ by asking it again.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-import flatmin
 from flatmin.studies.plan import measures, tuning
 from flatmin.studies.plan.defaults import BASE_DEFAULTS, regime
 from flatmin.studies.plan.tuning import Progress, TunedMethod
-from flatmin.studies.store.location import StudyLocation
 from flatmin.studies.store.row import Row
-from flatmin.studies.store.store import Failed, Store
-from flatmin.training import evaluation, losses, models, own, schedules, trial
+from flatmin.training import losses, models, own, schedules
 from flatmin.training.data import noise
-from flatmin.training.data.images import ImageData, require_shared_classes
-from flatmin.training.data.samples import AnyData, load_any
 from flatmin.training.errors import InputError, unknown
-from flatmin.training.loop import Training
+from flatmin.training.settings import Training
 
 TUNING_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """The grid of radii of each method, in units of its default radius."""
@@ -42,15 +32,6 @@ RATE_FACTORS = (0.3, 1.0, 3.0)
 EXTENDABLE = ("methods", "rho", "tune", "tuning_seeds", "seeds", "options", "radii")
 """Fields of a comparison that may change in one folder: they say which runs there are, and not what
 a run means. The learning rate is another one where it is tuned."""
-
-_ADDED = (
-    *("base", "base_options", "schedule", "milestones", "gamma", "warmup", "label_smoothing"),
-    *("cutout", "max_norm", "precision", "size", "pretrained", "examine", "loss", "metric"),
-)
-"""Fields of a training that a comparison sets for all its runs; folders of earlier versions have
-none of them, and mean the defaults."""
-
-_USUAL: Mapping[str, Any] = {each.name: each.default for each in fields(Training)}
 
 
 class Comparison(BaseModel):
@@ -349,195 +330,6 @@ class Comparison(BaseModel):
         return Training(
             **shared, lr=lr, method=method, rho=rho, options=options, base_options=extra
         )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A comparison with its rows.
-
-    Fields:
-        comparison: what was asked for.
-        data: what was learned from.
-        store: where the rows are.
-    """
-
-    comparison: Comparison
-    data: AnyData
-    store: Store
-
-    @property
-    def failures(self) -> tuple[Failed, ...]:
-        """Why a run is missing, for each that is."""
-        return tuple(self.store.failures.values())
-
-
-def images(comparison: Comparison) -> AnyData:
-    """What it is about. Raises InputError where it is missing, or something does not fit."""
-    data = load_any(comparison.data, limit=comparison.limit, size=comparison.size)
-    check(comparison, data)
-    return data
-
-
-def settled(given: Mapping[str, Any]) -> tuple[Comparison, AnyData, list[str]]:
-    """A comparison from what is `given`, its data, and what was changed, in a line each.
-
-    What is None there was left to us, and never stops a command: it is made to fit the data. Raises
-    InputError where what was given does not fit.
-    """
-    comparison = Comparison.asked(given)
-    data = load_any(comparison.data, limit=comparison.limit, size=comparison.size)
-    typed = [name for name, value in given.items() if value is not None]
-    comparison, notes = fitted(comparison, data, typed)
-    check(comparison, data)
-    return comparison, data, [*data.notes, *notes]
-
-
-def fitted(
-    comparison: Comparison, data: AnyData, typed: Collection[str]
-) -> tuple[Comparison, list[str]]:
-    """A comparison whose defaults fit the data, and what was changed; what was `typed` stays."""
-    notes: list[str] = []
-    changes: dict[str, Any] = {}
-    count = _trained_on(comparison, data)
-    if "batch" not in typed and comparison.batch > count:
-        # at least four steps an epoch
-        changes["batch"] = batch = 2 ** max(0, int(math.log2(max(1, count) / 4)))
-        notes.append(
-            f"--batch {batch}: the usual {comparison.batch} is more than the {count} images to "
-            f"train on"
-        )
-    size = comparison.size or (data.size if isinstance(data, ImageData) else 0)
-    if "model" not in typed and isinstance(data, ImageData) and not own.is_own(comparison.model):
-        network = models.find(comparison.model)
-        if size < network.smallest or size % network.multiple:
-            changes["model"] = "mlp"
-            notes.append(
-                f"--model mlp: the usual {comparison.model} is for images larger than {size}"
-            )
-    return comparison.model_copy(update=changes), notes
-
-
-def begin(
-    comparison: Comparison, data: AnyData, location: StudyLocation, *, allow_mixed: bool = False
-) -> Outcome:
-    """A comparison with the rows that are at its location by now.
-
-    The rows of one that differs in what is `EXTENDABLE` alone are taken over: more seeds or fewer,
-    other methods, another grid. Raises InputError where it cannot be written there, or where what
-    is there means something else; the message names what differs.
-    """
-    store = Store.open(
-        location,
-        identity(comparison, data),
-        comparison.description,
-        allow_mixed=allow_mixed,
-        differing=differing,
-    )
-    return Outcome(comparison, data, store)
-
-
-def identity(comparison: Comparison, data: AnyData) -> dict[str, Any]:
-    """What must agree for rows to stand in one table: configuration, images, software.
-
-    What can be extended is told as well. Of what the user brings there is a digest: a network that
-    was changed since is another one, though its name is the same.
-    """
-    return {
-        **comparison.model_dump(),
-        "lr": _rate(comparison),
-        "images": data.fingerprint(),
-        **{f"contents of {what}": each for what, each in _contents(comparison, data).items()},
-        "flatmin": flatmin.__version__,
-        "torch": torch.__version__,
-    }
-
-
-def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """The keys in which two identities of comparisons disagree."""
-    found: list[str] = []
-    for key in dict.fromkeys([*ours, *theirs]):
-        free = key in EXTENDABLE or (key == "lr" and None in (ours.get(key), theirs.get(key)))
-        # a method that only one of them has, and what earlier versions did not know
-        usual = _USUAL[key] if key in _ADDED else None
-        one, other = (_plain(each.get(key, usual)) for each in (ours, theirs))
-        alone = key.startswith("contents of method") and None in (one, other)
-        if not free and not alone and one != other:
-            found.append(key)
-    return found
-
-
-def default_folder(comparison: Comparison) -> Path:
-    """A folder for all comparisons that can share their rows: the same command continues there."""
-    content = json.dumps(_meaning(comparison), sort_keys=True, default=str)
-    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-    return Path("runs") / f"{Path(own.title(comparison.data)).name}-{digest}"
-
-
-def _meaning(comparison: Comparison) -> dict[str, Any]:
-    """What rows of this comparison mean, whichever there are."""
-    usual = {name: _USUAL[name] for name in _ADDED}
-    content = {**comparison.model_dump(exclude=set(EXTENDABLE)), "lr": _rate(comparison)}
-    return {
-        name: value
-        for name, value in content.items()
-        if name not in usual or _plain(value) != _plain(usual[name])
-    }
-
-
-def check(comparison: Comparison, data: AnyData) -> None:
-    """Raise now what the first run would raise."""
-    if isinstance(data, ImageData):
-        require_shared_classes(data)
-    count = _trained_on(comparison, data)
-    if comparison.batch > count:
-        raise InputError(
-            f"--batch {comparison.batch} is more than the {count} images to train on: give a "
-            f"smaller one"
-        )
-    for name in comparison.examine:
-        evaluation.require(name, data)
-    if comparison.brought or not isinstance(data, ImageData):
-        runs = [comparison.tuned(method).usual for method in comparison.methods]
-        for run in runs:
-            trial.require_method(run)
-        trial.require(runs[0], data)
-        return
-    noise.parse(comparison.noise).labels(data, 0)
-    models.build(
-        comparison.model,
-        channels=data.channels,
-        size=comparison.size or data.size,
-        classes=len(data.classes),
-    )
-
-
-def _trained_on(comparison: Comparison, data: AnyData) -> int:
-    """Samples of the smallest training set: a part is held out where something is tuned."""
-    return round(data.train_count * (1 - tuning.HOLDOUT)) if comparison.tune else data.train_count
-
-
-def _rate(comparison: Comparison) -> float | None:
-    """The learning rate, where it is the same for all runs."""
-    return None if comparison.lr is None or "lr" in comparison.tune else comparison.lr[0]
-
-
-def _contents(comparison: Comparison, data: AnyData) -> dict[str, str]:
-    """A digest of everything that the user brings, but for the data, which has a fingerprint."""
-    found: dict[str, str] = {}
-    for what, name in comparison.brought.items():
-        if what == "model":
-            training = comparison.tuned(comparison.methods[0]).usual
-            found[what] = trial.network_digest(training, data)
-        elif what != "data":
-            found[what] = own.digest(own.described(own.find(name)))
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back; no mappings and no names are the same as none."""
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value] or None  # pyright: ignore[reportUnknownVariableType]
-    return value or None if isinstance(value, dict) else value  # pyright: ignore[reportUnknownVariableType]
 
 
 def _rounded(value: float) -> float:

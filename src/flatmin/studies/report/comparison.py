@@ -11,8 +11,8 @@ from flatmin.studies.plan.comparison import (
     RATE_FACTORS,
     TUNING_FACTORS,
     Comparison,
-    Outcome,
 )
+from flatmin.studies.plan.opening import Outcome
 from flatmin.studies.plan.tuning import progress_of
 from flatmin.studies.report import html, section
 from flatmin.studies.report.summary import Line, Summary, remarks, verdict

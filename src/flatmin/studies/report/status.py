@@ -17,7 +17,7 @@ from flatmin.studies.report.columns import ConsoleColumn
 from flatmin.studies.store.files import finite
 from flatmin.studies.store.store import Running, Store
 from flatmin.training import own
-from flatmin.training.loop import Training
+from flatmin.training.settings import Training
 
 
 @dataclass(frozen=True)

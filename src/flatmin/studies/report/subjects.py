@@ -27,9 +27,10 @@ from flatmin.training import checkpoints, evaluation, losses, own
 from flatmin.training.data.sample_batches import run_data
 from flatmin.training.data.samples import AnyData, load_any
 from flatmin.training.errors import InputError
-from flatmin.training.loop import called, network
+from flatmin.training.learner import network
 from flatmin.training.models import pretraining
 from flatmin.training.processes import ProcessGroup
+from flatmin.training.scores import called
 from flatmin.training.settings import Training
 
 CELLS = "checkpoints"

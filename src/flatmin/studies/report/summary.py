@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from flatmin import methods
 from flatmin.studies.plan import measures
-from flatmin.studies.plan.comparison import Comparison, Outcome
+from flatmin.studies.plan.comparison import Comparison
+from flatmin.studies.plan.opening import Outcome
 from flatmin.studies.plan.tuning import TunedMethod
 from flatmin.studies.report import text
 from flatmin.studies.report.measures import heading

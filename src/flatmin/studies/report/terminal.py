@@ -18,8 +18,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 
-from flatmin.studies.plan.comparison import Outcome
 from flatmin.studies.plan.grid import ScaledRecipe
+from flatmin.studies.plan.opening import Outcome
 from flatmin.studies.plan.tuning import Progress
 from flatmin.studies.report import columns, text
 from flatmin.studies.report import comparison as report

@@ -27,7 +27,7 @@ from flatmin.studies.plan.analyses import (
 )
 from flatmin.training.data.batches import Batch, RunData
 from flatmin.training.errors import InputError
-from flatmin.training.loop import Learner
+from flatmin.training.learner import Learner
 from flatmin.training.observer import Closures
 
 

@@ -18,8 +18,9 @@ from flatmin.studies.run.worker import CellTrainer
 from flatmin.studies.store.database import ClaimLost
 from flatmin.studies.store.row import Row
 from flatmin.training.errors import InputError
-from flatmin.training.loop import Training, Watch
+from flatmin.training.loop import Watch
 from flatmin.training.processes import started
+from flatmin.training.settings import Training
 
 _IDLE = dt.timedelta(days=30)
 """How long the others wait for the next cell: it may be long until somebody else's has ended."""

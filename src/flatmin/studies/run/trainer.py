@@ -19,10 +19,13 @@ from flatmin.training.data.batches import RunData
 from flatmin.training.data.images import ImageData
 from flatmin.training.data.samples import AnyData, load_any
 from flatmin.training.errors import InputError
-from flatmin.training.loop import Epoch, Learner, Training, Watch, train
+from flatmin.training.learner import Learner
+from flatmin.training.loop import Watch, train
 from flatmin.training.models import pretraining
 from flatmin.training.observer import Observer
 from flatmin.training.processes import ProcessGroup
+from flatmin.training.result import Epoch
+from flatmin.training.settings import Training
 
 WORTH_KEEPING = 60.0
 """Estimated seconds from which a run leaves checkpoints; a shorter one is sooner done again."""

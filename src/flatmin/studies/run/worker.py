@@ -22,7 +22,9 @@ from flatmin.studies.store.owner import ProcessIdentity
 from flatmin.studies.store.row import Row
 from flatmin.studies.store.store import CellProgress, Claim, Store
 from flatmin.training.errors import InputError
-from flatmin.training.loop import Epoch, Training, Watch
+from flatmin.training.loop import Watch
+from flatmin.training.result import Epoch
+from flatmin.training.settings import Training
 
 SILENCE_SECONDS = 60.0
 """Seconds without a sign of life after which a worker is held to be dead."""

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from flatmin.studies.store import provenance
 from flatmin.studies.store.files import finite
-from flatmin.training.loop import Epoch, Run
+from flatmin.training.result import Epoch, Run
 
 
 def _number(value: Any) -> Any:

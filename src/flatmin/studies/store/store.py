@@ -32,7 +32,7 @@ from flatmin.studies.store.location import StudyLocation
 from flatmin.studies.store.owner import ProcessIdentity
 from flatmin.studies.store.row import Row
 from flatmin.training.errors import InputError
-from flatmin.training.loop import Training
+from flatmin.training.settings import Training
 
 LONG_SILENCE_SECONDS = 300.0
 """Without a sign of life, after which a reader takes a worker of another machine for dead. Workers

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from flatmin.studies.store.row import Row
 from flatmin.training import own
 from flatmin.training.errors import InputError
-from flatmin.training.loop import Run, Training, network
+from flatmin.training.learner import network
+from flatmin.training.result import Run
+from flatmin.training.settings import Training
 
 FORMAT = "flatmin-weights-1"
 
