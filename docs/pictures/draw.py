@@ -92,12 +92,13 @@ def accuracy(model: nn.Module, batch: Batch) -> float:
 
 def svg(width: float, height: float, parts: Iterable[str], title: str) -> str:
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" '
+        f'viewBox="0 0 {width:g} {height:g}" role="img">'
         f"<title>{title}</title>{''.join(parts)}</svg>\n"
     )
 
 
-def words(x: float, y: float, text: str, size: float = 13, anchor: str = "middle") -> str:
+def words(x: float, y: float, text: str, size: float = 16, anchor: str = "middle") -> str:
     return (
         f'<text x="{x:g}" y="{y:g}" font-size="{size:g}" text-anchor="{anchor}" fill="{GREY}" '
         f"{FONT}>{text}</text>"
@@ -135,8 +136,12 @@ def minima(rises: Sequence[np.ndarray], names: Sequence[str], told: Sequence[str
         parts += bowl(rise, 215 + 430 * k, top, colour)
     parts.append("</g>")
     for k, (name, text) in enumerate(zip(names, told, strict=True)):
-        parts += [words(215 + 430 * k, 432, name, 17), words(215 + 430 * k, 454, text)]
-    return svg(860, 468, parts, "The training loss around two minima")
+        parts.append(words(215 + 430 * k, 436, name, 25))
+        # two lines, so that they can be read on a phone
+        parts += [
+            words(215 + 430 * k, 466 + 25 * i, line, 20) for i, line in enumerate(text.split("; "))
+        ]
+    return svg(860, 504, parts, "The training loss around two minima")
 
 
 def plot(
@@ -149,7 +154,7 @@ def plot(
     """Lines with their names at their ends; x as it is given, y from the least to the most."""
     xs = [x for _, _, across, _ in lines for x in across]
     ys = [y for _, _, _, along in lines for y in along]
-    left, right, high, low = 60.0, 600.0, 20.0, 300.0
+    left, right, high, low = 52.0, 480.0, 30.0, 300.0
     bottom, most = min(ys), max(ys)
 
     def at(x: float, y: float) -> str:
@@ -159,20 +164,20 @@ def plot(
     parts = [f'<path d="M{left},{high}V{low}H{right}" fill="none" stroke="{GREY}"/>']
     for y in (bottom, (bottom + most) / 2, most):
         height = float(at(min(xs), y).split(",")[1])
-        parts.append(words(left - 8, height + 4, f"{y:.3g}", 12, "end"))
+        parts.append(words(left - 8, height + 5, f"{y:.3g}", 15, "end"))
     for x, text in ticks:
-        parts.append(words(float(at(x, bottom).split(",")[0]), low + 18, text, 12))
-    parts += [words((left + right) / 2, low + 40, x_title), words(left, 12, y_title, 13, "start")]
+        parts.append(words(float(at(x, bottom).split(",")[0]), low + 21, text, 15))
+    parts += [words((left + right) / 2, low + 46, x_title), words(4, 15, y_title, 16, "start")]
     taken: list[float] = []
     for name, colour, across, along in lines:
         path = "L".join(at(x, y) for x, y in zip(across, along, strict=True))
         parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
         x, y = (float(v) for v in at(across[-1], along[-1]).split(","))
-        while any(abs(y - other) < 14 for other in taken):
+        while any(abs(y - other) < 18 for other in taken):
             y -= 2
         taken.append(y)
-        parts.append(words(x + 8, y + 4, name, 13, "start").replace(GREY, colour))
-    return svg(760, 350, parts, title)
+        parts.append(words(x + 8, y + 5, name, 16, "start").replace(GREY, colour))
+    return svg(620, 356, parts, title)
 
 
 # The pictures -----------------------------------------------------------------------------------

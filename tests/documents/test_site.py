@@ -8,8 +8,10 @@ import json
 import re
 import sys
 import xml.dom.minidom
+from collections.abc import Iterator
 from pathlib import Path
 
+import griffe
 import pytest
 
 import flatmin
@@ -34,6 +36,14 @@ def pages() -> dict[str, str]:
 def text_of(html: str) -> str:
     """What a formula shows, tags taken away."""
     return re.sub(r"<[^>]*>|title=\"[^\"]*\"", "", html.replace("&nbsp;", " "))
+
+
+def inside(thing: griffe.Object) -> Iterator[griffe.Object]:
+    """It, and everything that is defined in it."""
+    yield thing
+    for member in thing.members.values():
+        if isinstance(member, griffe.Object):
+            yield from inside(member)
 
 
 # --- formulas
@@ -184,6 +194,25 @@ def test_every_public_symbol_has_a_place():
             thing = getattr(importlib.import_module(room), name)
             homes = {f"{room}.{name}", room, getattr(thing, "__module__", room), f"flatmin.{name}"}
             assert homes & (set(named) - {"flatmin"}), f"{room}.{name}"
+
+
+def test_every_section_of_a_docstring_is_one_that_the_reference_knows():
+    """Under another heading an example is set as prose, all in one paragraph."""
+    extension = str(PROJECT / "docs" / "hooks" / "docstrings.py")
+    package = griffe.load(
+        "flatmin",
+        search_paths=[PROJECT / "src"],
+        docstring_parser="google",
+        extensions=griffe.load_extensions(extension),
+    )
+    headings = [
+        (section.kind, thing.path)
+        for thing in inside(package)
+        for section in (thing.docstring.parsed if thing.docstring else [])
+    ]
+    kinds = griffe.DocstringSectionKind
+    assert [path for kind, path in headings if kind is kinds.admonition] == []
+    assert sum(kind is kinds.examples for kind, _ in headings) > 100
 
 
 def test_a_number_stays_on_the_line_of_its_interval():

@@ -137,7 +137,7 @@ class AlignmentMonitor:
 
     Reference: Nguyen et al., Agnostic Sharpness-Aware Minimization, 2024, arXiv:2406.07107, §5.1.
 
-    Example:
+    Examples:
         >>> import torch, flatmin
         >>> from flatmin import analysis
         >>> model = torch.nn.Linear(4, 2)

@@ -112,7 +112,7 @@ def alignment_theorem(
     Reference: Nguyen et al., Agnostic Sharpness-Aware Minimization, 2024, arXiv:2406.07107,
     Theorem 2 and its proof.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from flatmin import analysis
         >>> model = torch.nn.Linear(2, 1, bias=False)

@@ -113,7 +113,7 @@ def generalization(
     Reference: Nguyen et al., Agnostic Sharpness-Aware Minimization, 2024, arXiv:2406.07107,
     Theorem 1 and appendix A.1.
 
-    Example:
+    Examples:
         >>> from flatmin.analysis import bounds
         >>> found = bounds.generalization(0.0, 42.33, 272_474, 50_000)
         >>> round(found.value, 1)
@@ -176,7 +176,7 @@ def mixed_rate(
 
     Reference: Jiang et al., ICLR 2023, arXiv:2304.14647, Theorem 3.3.
 
-    Example:
+    Examples:
         >>> from flatmin.analysis import bounds
         >>> bounds.mixed_rate(drop=1.0, beta=1.0, variance=4.0, batch=2, steps=100, share=1.0).value
         4.6
@@ -216,7 +216,7 @@ def full_batch_rate(
 
     Reference: Jiang et al., ICLR 2023, arXiv:2304.14647, Theorem A.4.
 
-    Example:
+    Examples:
         >>> from flatmin.analysis import bounds
         >>> bounds.full_batch_rate(1.0, beta=1.0, lr=0.5, rho=0.25, steps=8, share=1.0).value
         0.5
@@ -257,7 +257,7 @@ def friendly_rate(
 
     Reference: Li et al., CVPR 2024, arXiv:2403.12350, Theorem 2.
 
-    Example:
+    Examples:
         >>> from flatmin.analysis import bounds
         >>> bounds.friendly_rate(1.0, beta=1.0, variance=1.0, steps=4, lr=1.0, rho=0.0).value
         2.0
@@ -311,7 +311,7 @@ def align_rate(
 
     Reference: Align-SAM (ICLR 2026), Theorem 3.
 
-    Example:
+    Examples:
         >>> from flatmin.analysis import bounds
         >>> bounds.align_rate(1.0, 1.0, 3.0, 1.0, steps=64, rho1=0.0, rho2=0.0).value
         1.0
@@ -356,7 +356,7 @@ def align_least_norm(
 
     Reference: Align-SAM (ICLR 2026), Corollary 3.1.
 
-    Example:
+    Examples:
         >>> from flatmin.analysis import bounds
         >>> bounds.align_least_norm(1.0, 1.0, 3.0, 1.0, steps=64, rho1=0.0, rho2=0.0).value
         1.0
@@ -409,7 +409,7 @@ def smoothness(
     Raises:
         TypeError, ValueError: as `Hessian`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from flatmin.analysis import bounds
         >>> model = torch.nn.Linear(2, 1, bias=False)
@@ -435,7 +435,7 @@ def smoothness_between(places: Sequence[tuple[Tensor, Tensor]]) -> float:
     Raises:
         ValueError: there are fewer than two different places.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from flatmin.analysis import bounds
         >>> w, v = torch.tensor([1.0]), torch.tensor([3.0])
@@ -461,7 +461,7 @@ def variances(noise: GradientNoise) -> tuple[float, float]:
     Args:
         noise: as `gradient_noise` has found it.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from flatmin.analysis import GradientNoise, bounds
         >>> noise = GradientNoise(np.array([1.0, 9.0]), 4.0, 1.0, batch=1, samples=2)

@@ -103,7 +103,7 @@ def components(
     Reference: Li et al., Friendly Sharpness-Aware Minimization, CVPR 2024, arXiv:2403.12350, §4 and
     Theorem 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from flatmin import analysis
         >>> model = torch.nn.Linear(2, 1, bias=False)
@@ -191,7 +191,7 @@ class ComponentMonitor:
 
     Reference: Li et al., CVPR 2024, arXiv:2403.12350, eq. 10 and Theorem 1.
 
-    Example:
+    Examples:
         >>> import torch, flatmin
         >>> from flatmin import analysis
         >>> model, data = torch.nn.Linear(4, 1), torch.randn(32, 4)

@@ -341,7 +341,7 @@ class Hessian(Curvature):
 
     Reference: Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 1994.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from flatmin import analysis

@@ -83,7 +83,7 @@ def eigenvalues(
     Reference: Parlett, The Symmetric Eigenvalue Problem, 1980; Kuczyński & Woźniakowski, Estimating
     the largest eigenvalue by the power and Lanczos algorithms with a random start, 1992.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from flatmin import analysis
         >>> found = analysis.eigenvalues(np.diag([3.0, -5.0, 3.0, 1.0, 0.5]), k=3)

@@ -65,7 +65,7 @@ class GaussNewton(Curvature):
 
     Reference: Schraudolph, Fast curvature matrix-vector products, Neural Computation 2002.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from flatmin import analysis
@@ -175,7 +175,7 @@ class EmpiricalFisher(GaussNewton):
     Reference: Kunstner et al., Limitations of the empirical Fisher approximation, NeurIPS 2019,
     arXiv:1905.12558.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from flatmin import analysis

@@ -187,7 +187,7 @@ def gradient_noise(
     Reference: Jiang et al., An Adaptive Policy to Employ SAM, ICLR 2023, arXiv:2304.14647, eq. 3
     and Figures 1 to 3.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from flatmin import analysis
         >>> model = torch.nn.Linear(1, 1, bias=False)
@@ -262,7 +262,7 @@ def policy_trace(squared_norms: Sequence[float], policy: LargeGradient) -> Polic
 
     Reference: Jiang et al., ICLR 2023, arXiv:2304.14647, eqs. 4-5.
 
-    Example:
+    Examples:
         >>> from flatmin import analysis, policy
         >>> found = analysis.policy_trace([1.0, 1.0, 4.0], policy.LargeGradient(total_steps=3))
         >>> found.mean.round(3).tolist()

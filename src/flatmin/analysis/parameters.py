@@ -33,7 +33,7 @@ class Parameters:
         TypeError: a parameter is not of floating-point numbers.
         ValueError: the subset is empty, or names a parameter that the model does not have.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from flatmin.analysis import Parameters

@@ -105,7 +105,7 @@ def random_directions(
     Reference: Li et al., Visualizing the loss landscape of neural nets, NeurIPS 2018,
     arXiv:1712.09913.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from flatmin import analysis
         >>> plane = analysis.random_directions(nn.Linear(3, 2))
@@ -172,7 +172,7 @@ def line_between(
     Reference: Goodfellow et al., Qualitatively characterizing neural network optimization problems,
     ICLR 2015, arXiv:1412.6544.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from flatmin import analysis
         >>> a, b = nn.Linear(3, 2), nn.Linear(3, 2)
@@ -214,7 +214,7 @@ def plane_through(
     Reference: Garipov et al., Loss surfaces, mode connectivity, and fast ensembling of DNNs,
     NeurIPS 2018, arXiv:1802.10026.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from flatmin import analysis
         >>> nets = [nn.Linear(3, 2) for _ in range(3)]
@@ -272,7 +272,7 @@ def plane_of(
 
     Reference: Li et al., section 7, NeurIPS 2018, arXiv:1712.09913.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from flatmin import analysis
         >>> nets = [nn.Linear(3, 2) for _ in range(4)]

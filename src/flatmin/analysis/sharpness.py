@@ -106,7 +106,7 @@ def sharpness(
     et al., A modern look at the relationship between sharpness and generalization, ICML 2023,
     arXiv:2302.07011.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from flatmin import analysis

@@ -171,7 +171,7 @@ def spectrum(H: Any, products: int = 40, *, seed: int = 0) -> Spectrum:
     Reference: Lin, Saad & Yang, Approximating spectral densities of large matrices, SIAM Review
     2016, arXiv:1308.5467; Ghorbani et al., ICML 2019, arXiv:1901.10159.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from flatmin import analysis
         >>> found = analysis.spectrum(np.diag(np.arange(1.0, 7.0)))
@@ -406,7 +406,7 @@ def density(
     Raises:
         TypeError, ValueError: as `spectrum`.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from flatmin import analysis
         >>> found = analysis.density(np.diag([1.0, 1.0, 4.0]), points=500)
@@ -440,7 +440,7 @@ def trace(H: Any, products: int = 30, *, seed: int = 0) -> Estimate:
     Reference: Epperly, Tropp & Webber, XTrace: making the most of every sample in stochastic trace
     estimation, SIAM J. Matrix Anal. Appl. 2024, arXiv:2301.07825.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from flatmin import analysis
         >>> str(analysis.trace(np.diag(np.arange(1.0, 5.0))))

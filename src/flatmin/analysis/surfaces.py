@@ -184,7 +184,7 @@ def surface(
     Reference: Li et al., Visualizing the loss landscape of neural nets, NeurIPS 2018,
     arXiv:1712.09913.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from flatmin import analysis
@@ -261,7 +261,7 @@ def accuracy(outputs: Any, batch: Any) -> Tensor:
 
     Raises ValueError where no labels are found in the batch.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from flatmin import analysis
         >>> analysis.accuracy(torch.eye(2), (None, torch.tensor([0, 0])))

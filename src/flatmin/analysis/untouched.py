@@ -43,7 +43,7 @@ def untouched(model: nn.Module, mode: Mode | None = None) -> Generator[Visit]:
     Raises:
         ValueError: `mode` is neither.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from flatmin.analysis.untouched import untouched

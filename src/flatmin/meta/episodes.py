@@ -37,7 +37,7 @@ class EpisodeSampler:
     Raises:
         ValueError: there are fewer classes than `ways`, or a class has too few samples.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from flatmin.meta import EpisodeSampler
         >>> x, y = torch.randn(60, 8), torch.arange(60) % 6

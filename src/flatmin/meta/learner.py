@@ -39,7 +39,7 @@ class Perturbation:
         direction: where it climbs; default SAM's, straight up.
         geometry: the metric of the climb; default Euclidean.
 
-    Example:
+    Examples:
         >>> from flatmin.meta import Perturbation
         >>> Perturbation.named("agnostic-sam", 0.05).direction
         Agnostic(rho1=None, rho2=None, beta=0.9, ratio=2.0, auxiliary='batch', on_skipped=False)
@@ -142,10 +142,10 @@ class MetaLearner(nn.Module):
         ValueError: a number is out of range, or the module gathers running statistics.
 
     Cost: a meta-step takes `steps + 1` gradients a task (2 and 3 times as many inner ones with SAM
-        and Agnostic-SAM below; twice or three times all with them above), and memory for one chunk
-        of tasks.
+    and Agnostic-SAM below; twice or three times all with them above), and memory for one chunk of
+    tasks.
 
-    Example:
+    Examples:
         >>> import torch, flatmin
         >>> from torch.nn.functional import mse_loss
         >>> model = torch.nn.Linear(1, 1)

@@ -44,6 +44,7 @@ def MAML(
         options: see `MetaLearner`.
 
     Cost: `steps + 1` gradients a task, the inner ones differentiated once more.
+
     Reference: Finn et al., Model-Agnostic Meta-Learning, ICML 2017, arXiv:1703.03400.
     """
     return MetaLearner(model, loss, inner_lr, steps, first_order, **options)
@@ -84,9 +85,10 @@ def SharpMAML(
     Raises ValueError where there is neither `lower` nor `upper`.
 
     Cost: an inner step takes two gradients with SAM below and three with Agnostic-SAM; SAM above
-        runs everything twice.
+    runs everything twice.
+
     Reference: Abbas et al., Sharp-MAML, ICML 2022, arXiv:2206.03996; Agnostic-SAM,
-        arXiv:2406.07107, tables 6 and 7.
+    arXiv:2406.07107, tables 6 and 7.
     """
     if lower is None and upper is None:
         raise ValueError(

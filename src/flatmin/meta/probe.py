@@ -38,7 +38,7 @@ class FunctionalProbe:
 
     Cost: one gradient at once, and one for each further look.
 
-    Example:
+    Examples:
         >>> import torch, flatmin
         >>> from flatmin.meta import FunctionalProbe
         >>> w = torch.tensor([3.0, 4.0], requires_grad=True)
