@@ -10,6 +10,7 @@ INSTALL := $(BIN)/python -m pip install -q -c constraints.txt
 STUDIES := $(VENV)/.studies-installed
 DEV     := $(VENV)/.dev-installed
 OLDEST  := .venv-oldest
+MUTANTS := .venv-mutants
 
 DEMO := compare --data digits --noise 0.6 \
 	--methods sgd,sam,friendly-sam,agnostic-sam,agnostic-sam-previous,ae-agnostic-sam-previous \
@@ -26,7 +27,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test coverage test-oldest lint format docs bench release clean
+.PHONY: help setup demo test coverage mutants test-oldest lint format docs bench release clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +43,9 @@ test: $(DEV) ## run the tests
 
 coverage: $(DEV) ## run the tests and say which lines and branches of the code they do not reach
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term $(ARGS)
+
+mutants: $(DEV) $(MUTANTS)/.installed ## change a room of the code here and there: which changes does no test notice?
+	$(MUTANTS)/bin/python .ci/mutants.py $(or $(ARGS),parts)
 
 # What trainers and older releases of torch do differently; not what tests of training repeat.
 OLDEST_TESTS := tests/integrations tests/engine/test_compiled.py tests/engine/test_state_of_the_model.py
@@ -68,7 +72,7 @@ release: $(DEV) ## build wheel and sdist, install them elsewhere, and try what w
 	$(BIN)/python .ci/release.py --keep dist $(ARGS)
 
 clean: ## remove the environment, caches and built files; runs/ stays
-	rm -rf $(VENV) $(OLDEST) .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist site
+	rm -rf $(VENV) $(OLDEST) $(MUTANTS) .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -97,4 +101,10 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt | $(BIN)/python
 	$(OLDEST)/bin/python -m pip install -q -c constraints-oldest.txt -e . \
 		accelerate lightning transformers torchmetrics \
 		hypothesis numpy pytest pytest-xdist scikit-learn
+	@touch $@
+
+# It has needs of its own, of which flatmin knows nothing.
+$(MUTANTS)/.installed: | $(BIN)/python
+	$(BIN)/python -m venv $(MUTANTS)
+	$(MUTANTS)/bin/python -m pip install -q cosmic-ray==8.7.0
 	@touch $@

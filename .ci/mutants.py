@@ -113,7 +113,8 @@ def cosmic_ray(folder: Path, *words: str) -> None:
         check=False,
     )
     if done.returncode:
-        sys.exit(f"cosmic-ray {' '.join(words)} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+        said = (done.stdout + done.stderr)[-5000:]
+        sys.exit(f"cosmic-ray {' '.join(words)} failed:\n{said}")
 
 
 def sampled(items: tuple[WorkItem, ...], count: int, seed: int) -> list[WorkItem]:

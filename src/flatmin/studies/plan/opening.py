@@ -71,8 +71,8 @@ def fitted(
         # at least four steps an epoch
         changes["batch"] = batch = 2 ** max(0, int(math.log2(max(1, count) / 4)))
         notes.append(
-            f"--batch {batch}: the usual {comparison.batch} is more than the {count} images to "
-            f"train on"
+            f"--batch {batch}: the usual {comparison.batch} is more than the {count} "
+            f"{_kind(data)} to train on"
         )
     size = comparison.size or (data.size if isinstance(data, ImageData) else 0)
     if "model" not in typed and isinstance(data, ImageData) and not own.is_own(comparison.model):
@@ -111,8 +111,8 @@ def check(comparison: Comparison, data: AnyData) -> None:
     count = _trained_on(comparison, data)
     if comparison.batch > count:
         raise InputError(
-            f"--batch {comparison.batch} is more than the {count} images to train on: give a "
-            f"smaller one"
+            f"--batch {comparison.batch} is more than the {count} {_kind(data)} to train on: "
+            f"give a smaller one"
         )
     for name in comparison.examine:
         evaluation.require(name, data)
@@ -129,6 +129,11 @@ def check(comparison: Comparison, data: AnyData) -> None:
         size=comparison.size or data.size,
         classes=len(data.classes),
     )
+
+
+def _kind(data: AnyData) -> str:
+    """What it consists of, in a message."""
+    return "images" if isinstance(data, ImageData) else "samples"
 
 
 def _trained_on(comparison: Comparison, data: AnyData) -> int:

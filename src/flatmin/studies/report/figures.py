@@ -98,7 +98,7 @@ def figures(
             Figure(
                 "tuning",
                 "Tuning",
-                "accuracy on held-out training images, labels as given, %; ring: chosen"
+                "accuracy on held-out training samples, labels as given, %; ring: chosen"
                 if named.accuracy
                 else f"{named.title.lower()} on held-out training samples; ring: chosen",
                 "Held-out accuracy by radius for each method",
@@ -222,7 +222,7 @@ def _curve(name: str, x: str, measured: Heading) -> Figure:
     if name == "accuracy" and measured.metric:
         title, unit = measured.title, measured.unit
     over = "gradient cost" if x == "passes" else "epoch"
-    cost = "; in passes over the training images" if x == "passes" else ""
+    cost = "; in passes over the training data" if x == "passes" else ""
     return Figure(
         "curve",
         f"{title} by {over}",

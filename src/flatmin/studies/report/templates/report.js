@@ -111,7 +111,7 @@
       const setting = chosen(section);
       const marks = lines(section, setting).flatMap((line) => curve(line, name, over));
       return over === "passes"
-        ? { marks, x: { label: "passes over the training images" }, y: {}, rule: setting && { x: setting.commonCost, text: "equal cost" } }
+        ? { marks, x: { label: "passes over the training data" }, y: {}, rule: setting && { x: setting.commonCost, text: "equal cost" } }
         : { marks, x: { label: section.over ?? "epoch" }, y: {} };
     },
     tuning: (section) => {
