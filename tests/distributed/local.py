@@ -25,6 +25,7 @@ from distributed.common import (
 )
 
 STEPS = 7
+ONE_GRADIENT = ["msam", "rwp", "previous-sam", "previous-agnostic-sam"]
 
 
 def quiet_now_and_then(worker: Worker) -> Worker:
@@ -101,6 +102,14 @@ def collectives(method: str, build: Callable[[torch.dtype], nn.Module]) -> list[
     said = Talk(worker, every_collective=True)
     worker.step()
     return said.collectives
+
+
+def whole_step(method: str) -> list[str]:
+    """Every collective of the third step, those outside its passes too."""
+    worker = local(method, build=small).run(2)
+    with profile(activities=[ProfilerActivity.CPU]) as events:
+        worker.step()
+    return sorted(event.name for event in events.events() if "c10d::" in event.name)
 
 
 # --- by hand, in one process
@@ -293,6 +302,8 @@ def scenarios(found: Findings, folder: Path) -> None:
         found.note(f"globally, {method}", globally, method)
     for method in BY_HAND:
         found.note(f"hand, {method}", by_hand, method)
+    for method in ("sgd", *ONE_GRADIENT):
+        found.note(f"whole step, {method}", whole_step, method)
     for method in ("sam", "agnostic-sam"):
         found.note(f"collectives, {method}", collectives, method, small)
         found.note(f"collectives with statistics, {method}", collectives, method, with_statistics)

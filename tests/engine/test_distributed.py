@@ -148,6 +148,13 @@ def test_no_collective_at_all_runs_in_a_pass_that_climbs(two: Found):
     assert two.alike("local", "collectives, agnostic-sam") == [[], [], [], reduction]
 
 
+@pytest.mark.parametrize("method", local.ONE_GRADIENT)
+def test_a_step_of_one_gradient_sends_no_more_than_its_base(method: str, two: Found):
+    """What it keeps is made of gradients that the ranks have reduced already."""
+    ours, base = (two.alike("local", f"whole step, {name}") for name in (method, "sgd"))
+    assert ours == base
+
+
 def test_a_model_with_batchnorm_brings_its_statistics_along_once_a_step(two: Found):
     """DDP broadcasts buffers before the first forward pass after a reduction; that is not ours."""
     for method, passes in (("sam", 2), ("agnostic-sam", 4)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import fields, is_dataclass
+from dataclasses import FrozenInstanceError, fields, is_dataclass
 from functools import partial
 from math import inf, nan
 from typing import Any
@@ -229,6 +229,24 @@ def test_the_table_of_hyperparameters_is_whole():
         *OUT_OF_RANGE,
         *OF_ANY_VALUE,
     }
+
+
+def test_a_part_is_a_value():
+    """It is equal to another one of the same hyperparameters, says them, and stays as it is."""
+    folders = direction, geometry, policy, descent, selection
+    classes = [each for f in folders for each in vars(f).values() if isinstance(each, type)]
+    parts = [each for each in classes if each.__base__ is not object]  # each room's base is none
+    assert len(parts) > 25
+    for part in parts:
+        if part in (geometry.Product, geometry.Only, policy.Both):  # made of others, of tensors
+            continue
+        made, again = (part(**REQUIRED.get(part, {})) for _ in range(2))
+        assert made == again, part
+        assert hash(made) == hash(again), part
+        names = {each.__name__: each for each in parts}
+        assert eval(repr(made), names) == made
+        with pytest.raises(FrozenInstanceError):
+            made.anything = 1
 
 
 @pytest.mark.parametrize(
