@@ -211,17 +211,49 @@ def test_two_seeds_tell_nothing():
     assert not found.distinct
 
 
-def test_a_method_of_another_spread_has_no_part_in_the_others_intervals():
+@pytest.mark.parametrize(("low", "high", "told"), [(0.1, 2, 1), (0.0, 2, 0), (-2, 0.0, 0)])
+def test_told_apart_is_what_leaves_out_zero_on_either_side(low: float, high: float, told: int):
+    found = Difference((low + high) / 2, low, high, 5)
+    assert found.distinct == (-found).distinct == bool(told)
+
+
+@pytest.mark.parametrize("name", ["wild", "a wild one"])  # whatever the order of the names
+def test_a_method_of_another_spread_has_no_part_in_the_others_intervals(name: str):
     calm = made_up(4, 5)
     wild = {seed: value + (-1) ** seed * 30 for seed, value in calm["m0"].items()}
-    found, without = Comparisons({**calm, "wild": wild}), Comparisons(calm)
-    assert found.pool.apart == ("wild",)
+    found, without = Comparisons({name: wild, **calm}), Comparisons(calm)
+    assert found.pool.apart == (name,)
     assert found.pool.sd == pytest.approx(without.pool.sd)
     assert found.pool.methods == tuple(calm)
     # all of its own, and at a level of its own: wider than Student's alone
-    own, alone = found.lead("wild", "m1"), paired(wild, calm["m1"])
+    own, alone = found.lead(name, "m1"), paired(wild, calm["m1"])
     assert own.low <= alone.low
+    assert own == Comparisons({**calm, "last": wild}).lead("last", "m1")
     assert not own.distinct
+
+
+@pytest.mark.parametrize(("methods", "seeds"), [(3, 3), (3, 12), (6, 5), (8, 20)])
+def test_another_spread_is_what_the_f_test_says_and_three_times_as_much(methods: int, seeds: int):
+    """docs/statistics.md: the first method that leaves the pool, and whether one does."""
+    drawn = np.random.default_rng(methods)
+    left = 0
+    for scale in np.geomspace(0.02, 50, 120):
+        table = 0.03 * drawn.normal(size=(methods, seeds))
+        table[1] *= scale
+        residuals = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+        squares = (residuals**2).sum(1) * methods / (methods - 1)
+        others = (residuals**2).sum() - squares
+        freedom = seeds - 1, (methods - 2) * (seeds - 1)
+        ratio = squares / freedom[0] / (others / freedom[1])
+        f = stats.f(*freedom)
+        p = 2 * np.minimum(f.cdf(ratio), f.sf(ratio))
+        p[np.abs(np.log(ratio)) <= np.log(9)] = 1
+        most = int(p.argmin())
+        expected = f"m{most}" if p[most] < 0.05 / methods else None
+        apart = Pool.of({f"m{i}": dict(enumerate(row)) for i, row in enumerate(table)}).apart
+        assert (expected in apart) if expected else (apart == ())
+        left += bool(expected)
+    assert 0 < left < 120
 
 
 def test_a_method_that_never_varies_has_no_part_either():
@@ -250,8 +282,15 @@ def test_unequal_numbers_are_told_apart_as_holm_does(number: int):
         p[other] = float(2 * stats.t.sf(abs(t), pool.freedom))
     ranked = sorted(p, key=lambda name: p[name])
     adjusted = np.maximum.accumulate([(4 - at) * p[name] for at, name in enumerate(ranked)])
-    for name, level in zip(ranked, adjusted, strict=True):
-        assert found.lead(best, name).distinct == (level <= 0.05)
+    level, stopped = 0.05, False
+    for at, (name, most) in enumerate(zip(ranked, adjusted, strict=True)):
+        assert found.lead(best, name).distinct == (most <= 0.05)
+        if not stopped:  # the width says as much as the verdict does
+            level, stopped = 0.05 / (4 - at), most > 0.05
+        seeds = values[best].keys() & values[name].keys()
+        error = pool.sd * math.sqrt(2 / len(seeds))
+        half = stats.t.ppf(1 - level / 2, pool.freedom) * error
+        assert found.lead(best, name).high == pytest.approx(found.lead(best, name).mean + half)
 
 
 def test_what_is_said_of_two_methods_is_the_same_from_both_sides():
