@@ -129,6 +129,16 @@ def test_what_was_measured_is_what_results_say(pages: dict[str, str]):
         assert value in pages[line.method]
 
 
+def test_what_a_gradient_buys_is_what_results_say():
+    tables = (PROJECT / "results" / "README.md").read_text(encoding="utf-8")
+    page = (PROJECT / "docs" / "choosing.md").read_text(encoding="utf-8")
+    found = re.findall(
+        r"[−+]?\d+\.\d (?:±|\[)[^|]*(?= \|)", page.partition("## What a gradient")[2]
+    )
+    assert len(found) > 50
+    assert [number for number in found if number not in tables.replace("†", "")] == []
+
+
 def test_what_was_not_measured_is_said(pages: dict[str, str]):
     never = set(methods.TABLE) - {line.method for line in cards.measured()}
     assert never

@@ -94,13 +94,13 @@ class FewShot:
     rotations: str = ""
     """Quarter turns in training and validation: none, classes or drawn; by data set."""
     first_order: bool = False
-    """Take inner gradients for constants."""
+    """Whether inner gradients are constants."""
     through_perturbation: bool = True
-    """Let gradients flow through the perturbation."""
+    """Whether gradients flow through the perturbation."""
     test_steps: int = 0
     """Inner steps at test time; 0 for those of training."""
     plain_test: bool = False
-    """Adapt without the perturbation at test time."""
+    """Whether tasks are adapted to without the perturbation at test time."""
     validate_every: int = 500
     """Meta-steps between validations; the best model is kept beside the last."""
     validation_tasks: int = 200

@@ -306,10 +306,10 @@ def _remarks(
         yield from _frontiers(plan, blocks)
     yield from _some([_missing(failure) for failure in record.failures])
     yield from summary.spreads(
-        [f"{_where(plan, block)}{each.title}" for block in blocks for each in block.summary.apart]
+        [_named(plan, block, each.title) for block in blocks for each in block.summary.apart]
     )
     edges = [
-        f"{_where(plan, block)}{line.title} ({line.rho:g})" for block, line in lines if line.edge
+        _named(plan, block, line.title, f"{line.rho:g}") for block, line in lines if line.edge
     ]
     if edges:
         yield (
@@ -345,6 +345,13 @@ def _missing(failure: Failed) -> str:
 def _where(plan: ScaledRecipe, block: PaperTable) -> str:
     labels = [block.position[axis] for axis, values in plan.grid.items() if len(values) > 1]
     return "".join(f"{label}, " for label in labels)
+
+
+def _named(plan: ScaledRecipe, block: PaperTable, title: str, told: str = "") -> str:
+    """A method of a setting, in a list of such: a title may have commas of its own."""
+    where = _where(plan, block).removesuffix(", ")
+    inside = "; ".join(part for part in (told, where) if part)
+    return f"{title} ({inside})" if inside else title
 
 
 def _some(lines: Sequence[str]) -> Iterable[str]:
