@@ -27,12 +27,16 @@ ROOT = Path(__file__).resolve().parent.parent
 STEPS = "tests/methods tests/engine/test_walk.py tests/engine/test_vec.py"
 """What notices most, and is done in half a minute; the rest runs where it has not."""
 
-ENGINE = "tests/engine tests/test_floors.py"
+PROCESSES = "tests/engine/test_distributed.py"
+ENGINE = f"tests/engine --ignore={PROCESSES}"
 
 ROOMS = {
-    "engine": (["engine"], [STEPS, ENGINE]),
-    "parts": (["direction", "geometry", "policy", "selection", "descent"], [STEPS, ENGINE]),
-    "optimizer": (["optimizer.py", "schedules.py", "methods.py"], [STEPS, ENGINE]),
+    "engine": (["engine"], [STEPS, ENGINE, PROCESSES]),
+    "parts": (
+        ["direction", "geometry", "policy", "selection", "descent"],
+        [STEPS, ENGINE, PROCESSES],
+    ),
+    "optimizer": (["optimizer.py", "schedules.py", "methods.py"], [STEPS, ENGINE, PROCESSES]),
     "statistics": (
         ["studies/report/statistics.py"],
         ["tests/studies/test_compare_statistics.py", "tests/studies/test_compare_summary.py"],
