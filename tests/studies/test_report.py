@@ -320,7 +320,9 @@ def test_what_tuning_chose_is_told(tmp_path: Path):
     done = section.of_record(Record("here", plan, rows(plan, judge)))
     assert done.tuned
     assert cells(done, 0, "LookSAM")["ρ"] == ("0.4*, alpha 0.3", "")
-    assert any("at the edge" in remark and "LookSAM (0.4; 40%)" in remark for remark in done.remarks)
+    assert any(
+        "at the edge" in remark and "LookSAM (0.4; 40%)" in remark for remark in done.remarks
+    )
     tuning = done.data["settings"][0]["lines"][1]["tuning"]
     assert tuning == {"rho": [0.1, 0.2, 0.4], "accuracy": [50.1, 50.2, 50.4], "chosen": 0.4}
 

@@ -205,9 +205,11 @@ def test_an_interrupt_before_the_workers_are_there_is_the_parents_alone(tmp_path
         f"import pathlib, time\npathlib.Path({str(tmp_path)!r}, 'begun').touch()\ntime.sleep(2)\n"
     )
     (tmp_path / "script.py").write_text(
-        "import sys; from pathlib import Path; from trivial import Many, Nothing\n"
+        "import signal, sys; from pathlib import Path; from trivial import Many, Nothing\n"
         "from flatmin.studies.run import processes; from flatmin.studies.store.store import Store\n"
         "if __name__ == '__main__':\n"
+        # a shell's background job is born deaf to interrupts, and so is all that it starts
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "    processes._USED_LATER = ('slow',)\n"
         "    try:\n"
         f"        store = Store.open(Path({str(tmp_path)!r}), {IDENTITY!r})\n"
