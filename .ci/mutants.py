@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 STEPS = "tests/methods tests/engine/test_walk.py tests/engine/test_vec.py"
 """What notices most, and is done in half a minute; the rest runs where it has not."""
 
-PROCESSES = "tests/engine/test_distributed.py"
-ENGINE = f"tests/engine --ignore={PROCESSES}"
+PROCESSES = "tests/distributed"
+ENGINE = "tests/engine"
 
 ROOMS = {
     "engine": (["engine"], [STEPS, ENGINE, PROCESSES]),

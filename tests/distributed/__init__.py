@@ -1,1 +1,1 @@
-"""What several processes do: scripts that `engine/test_distributed.py` launches by torchrun."""
+"""What several processes do: scripts that `test_distributed.py` launches by torchrun."""

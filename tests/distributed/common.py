@@ -1,4 +1,4 @@
-"""What the scripts of this folder share. `engine/test_distributed.py` launches them by torchrun.
+"""What the scripts of this folder share. `test_distributed.py` launches them by torchrun.
 
 A script runs on every rank and writes what it found to `<script>-<rank>.json`; the tests judge it.
 """

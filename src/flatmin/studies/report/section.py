@@ -308,9 +308,7 @@ def _remarks(
     yield from summary.spreads(
         [_named(plan, block, each.title) for block in blocks for each in block.summary.apart]
     )
-    edges = [
-        _named(plan, block, line.title, f"{line.rho:g}") for block, line in lines if line.edge
-    ]
+    edges = [_named(plan, block, line.title, f"{line.rho:g}") for block, line in lines if line.edge]
     if edges:
         yield (
             f"The chosen radius is at the edge of what was tried for {_counted(edges)}: a better "

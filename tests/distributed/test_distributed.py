@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from distributed import checkpoint, equality, local, sharding, trouble
-from distributed.common import SOME
 from tables import METHODS
 from torch import nn
 from torchrun import launched, read
 
 import flatmin
+from distributed import checkpoint, equality, local, sharding, trouble
+from distributed.common import SOME
 
 pytestmark = [
     pytest.mark.skipif(
