@@ -11,7 +11,6 @@ a gap in the tests, or a change of nothing, and docs/testing.md says which.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import subprocess
 import sys
@@ -87,7 +86,7 @@ def main() -> None:
         cosmic_ray(clone, "exec", configuration.name, session.name)
         with use_db(str(session), WorkDB.Mode.open) as database:
             done = database.completed_work_items
-    alive = [(item, result) for item, result in done if survived(result.test_outcome)]
+    alive = [(item, result) for item, result in done if result.test_outcome == TestOutcome.SURVIVED]
     for item, result in alive:
         (change,) = item.mutations
         print(f"\n{change.module_path}:{change.start_pos[0]} {change.operator_name}")
@@ -107,11 +106,9 @@ def script(tests: list[str]) -> str:
 
 def cosmic_ray(folder: Path, *words: str) -> None:
     """One of its commands; SystemExit with what it said if it fails."""
-    data = os.environ.get("FLATMIN_DATA")
     done = subprocess.run(
         [Path(sys.executable).parent / "cosmic-ray", *words],
         cwd=folder,
-        env={**os.environ, **({"FLATMIN_DATA": str(Path(data).resolve())} if data else {})},
         capture_output=True,
         text=True,
         check=False,
@@ -138,11 +135,6 @@ def sampled(items: tuple[WorkItem, ...], count: int, seed: int) -> list[WorkItem
         drawn.choice(sorted(places[place], key=lambda item: item.mutations[0].operator_name))
         for place in chosen
     ]
-
-
-def survived(outcome: TestOutcome | None) -> bool:
-    """No test has noticed."""
-    return outcome == TestOutcome.SURVIVED
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 from tables import METHODS
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.optim import SGD
 from torch.profiler import ProfilerActivity, profile
 
 from distributed.common import (
@@ -23,9 +24,16 @@ from distributed.common import (
     main,
     small,
 )
+from flatmin.methods import TABLE
 
 STEPS = 7
-ONE_GRADIENT = ["msam", "rwp", "previous-sam", "previous-agnostic-sam"]
+ONE_GRADIENT = [
+    name
+    for name, method in TABLE.items()
+    if name != "sgd"
+    and method.build(SGD([torch.zeros(1, requires_grad=True)]), total_steps=9).gradients_per_step()
+    == 1
+]
 
 
 def quiet_now_and_then(worker: Worker) -> Worker:

@@ -34,8 +34,7 @@ _USUAL: Mapping[str, Any] = {each.name: each.default for each in fields(Training
 def identity(comparison: Comparison, data: AnyData) -> dict[str, Any]:
     """What must agree for rows to stand in one table: configuration, images, software.
 
-    What can be extended is told as well. Of what the user brings there is a digest: a network that
-    was changed since is another one, though its name is the same.
+    What can be extended is told as well.
     """
     return {
         **comparison.model_dump(),
