@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import math
@@ -330,11 +331,13 @@ scales: {full: {}, small: {}, smoke: {}}
 """
 
 
+@pytest.mark.parametrize("workers", (1, 2))
 def test_a_radius_is_chosen_on_the_validation_classes(
-    omniglot: Path, capsys: pytest.CaptureFixture[str]
+    workers: int, omniglot: Path, capsys: pytest.CaptureFixture[str]
 ):
     Path("own.yaml").write_text(RECIPE)
-    assert main(["run", "own.yaml", "--scale", "full", "--out", "out"]) == 0
+    command = ["run", "own.yaml", "--scale", "full", "--workers", str(workers), "--out", "out"]
+    assert main(command) == 0
     trials = {rho: [f"low-rho-{rho}-trial-{k}" for k in (1, 2)] for rho in ("0.01", "0.5")}
     done = sorted(path.name for path in Path("out").iterdir() if path.is_dir())
     scores = {
@@ -347,8 +350,21 @@ def test_a_radius_is_chosen_on_the_validation_classes(
     every = ["maml-seed-0", "maml-seed-1", *evaluated, *trials["0.01"], *trials["0.5"]]
     assert done == sorted(every)
     out = capsys.readouterr().out
-    assert f"**{best}: {scores[best]:.2f}**" in out
-    assert f"(low, ρ {best}) | 0, 1 |" in out
+    tried = ", ".join(f"{rho} ({score:.1f} %)" for rho, score in scores.items())
+    assert f"Low {tried}." in out
+    assert f"edge of what was tried for Low ({best})" in out
+    assert "`flatmin run own.yaml --scale full`, 8 of 8 runs" in out
+    assert main(["report", "out", "--markdown"]) == 0
+    assert capsys.readouterr().out == out.removesuffix("\n")
+    assert main(["report", "out", "--csv"]) == 0
+    first, *rows = list(csv.reader(capsys.readouterr().out.splitlines()))
+    assert [(row[first.index("label")], row[first.index("seed")]) for row in rows] == [
+        ("MAML", "0"),
+        ("MAML", "1"),
+        ("Low", "0"),
+        ("Low", "1"),
+    ]
+    assert (Path("out") / "report.html").stat().st_size < 1_000_000
 
 
 def test_no_class_is_in_two_pools_and_ink_is_one(omniglot: Path):

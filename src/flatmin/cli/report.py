@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flatmin.cli.arguments import ReportArguments
+    from flatmin.studies.report.runs import Record
+    from flatmin.studies.report.section import Section
 
 
 def report(wanted: ReportArguments) -> int:
     """Write one page, or one text, about all the runs that are named; 1 if some cannot be read."""
-    from flatmin.studies.report import export, html, runs, section
+    from flatmin.studies.report import export, html, runs
     from flatmin.studies.store import files
     from flatmin.training.errors import InputError
 
@@ -26,9 +28,9 @@ def report(wanted: ReportArguments) -> int:
     if wanted.csv:
         content = export.table_of_runs(found)
     elif wanted.markdown:
-        content = export.markdown([section.of_record(record) for record in found])
+        content = export.markdown(list(map(_section, found)))
     else:
-        content = html.report([section.of_record(record) for record in found])
+        content = html.report(list(map(_section, found)))
     if wanted.out is None and (wanted.csv or wanted.markdown):
         sys.stdout.write(content)
         return 1 if wrong else 0
@@ -38,3 +40,11 @@ def report(wanted: ReportArguments) -> int:
         files.write(path, content)
     print(path)
     return 1 if wrong else 0
+
+
+def _section(record: Record) -> Section:
+    """What there is to say about a run, of whatever kind."""
+    from flatmin.studies.meta import section as of_episodes
+    from flatmin.studies.report import section
+
+    return (of_episodes if record.episodes else section).of_record(record)

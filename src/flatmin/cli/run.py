@@ -35,14 +35,14 @@ def run(wanted: RunArguments) -> int:
     name = f"{recipe.name}-{plan.scale}"
     folder = wanted.out or Path("runs") / name
     few_shot = "meta" in recipe.needs
-    workers = 1 if few_shot else worker_count(wanted.workers)
+    workers = worker_count(wanted.workers)
     for note in [] if few_shot else require(plan.runs):
         print(f"flatmin: {note}", file=sys.stderr)
     begun = files.is_folder(folder) if few_shot else files.is_file(folder / "study.db")
     if not (begun or wanted.yes):
         _require_time(recipe, plan, workers)
     if few_shot:
-        return _tasks(wanted, recipe, plan, folder)
+        return _tasks(wanted, recipe, plan, folder, workers)
     location = StudyLocation.new(folder, wanted.storage, study=name)
     identity, description = (
         serialization.identity(plan),
@@ -111,31 +111,33 @@ def _announce(recipe: Recipe, plan: ScaledRecipe, workers: int) -> None:
     )
 
 
-def _tasks(wanted: RunArguments, recipe: Recipe, plan: ScaledRecipe, folder: Path) -> int:
-    """The table of few-shot learning that a recipe asks for: its cells, one after another."""
+def _tasks(
+    wanted: RunArguments, recipe: Recipe, plan: ScaledRecipe, folder: Path, workers: int
+) -> int:
+    """The table of few-shot learning that a recipe asks for."""
     from flatmin.cli.meta import StepReport
-    from flatmin.studies.meta import page, recipes, testing
+    from flatmin.studies.meta import recipes, section
+    from flatmin.studies.report import export, html, runs
     from flatmin.studies.store import files
     from flatmin.training.errors import InputError
 
-    for flag in ("storage", "checkpoints", "workers"):
+    for flag in ("storage", "checkpoints"):
         if getattr(wanted, flag):
             raise InputError(
-                f"--{flag}: the cells of few-shot learning are done one after another, in their "
-                "folders: leave it out, or share one by torchrun and flatmin meta train"
+                f"--{flag}: few-shot learning keeps its cells in folders of this machine: leave "
+                f"it out, or share a training by torchrun and flatmin meta train"
             )
-    _announce(recipe, plan, 1)
-    found = recipes.run(plan, folder, tell=lambda cell: StepReport(f"{cell.name}: "))
-    tables = testing.tables([tested for each in found for tested in each.tested])
-    command = f"flatmin run {wanted.recipe} --scale {plan.scale}"
-    paper = recipes.with_paper(found) if plan.recipe.printed else ""
-    parts = [plan.says, paper, recipes.choices(found), page.markdown(tables, command)]
-    said = "\n\n".join(filter(None, parts))
+    _announce(recipe, plan, workers)
+    found = recipes.run(
+        plan, folder, workers=workers, tell=lambda cell: StepReport(f"{cell.name}: ")
+    )
+    exported = recipes.exported(plan, wanted.recipe, found)
     path = folder / "report.html"
     with files.told(path, AGAIN):
-        files.write(path, page.page(tables, command))
-        files.write(path.with_suffix(".md"), said)
-    print(said)
+        files.write(folder / "results.json", files.as_json(exported))
+        sections = [section.of_record(runs.record(str(folder)))]
+        files.write(path, html.report(sections))
+    print(export.markdown(sections))
     print(f"flatmin: {path}", file=sys.stderr)
     return 0
 

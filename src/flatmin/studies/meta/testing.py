@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from flatmin.studies.meta import training
 from flatmin.studies.meta.pools import Pools
 from flatmin.studies.plan.fewshot import FewShot
-from flatmin.studies.report.statistics import Comparisons, Difference, Spread, paired
-from flatmin.studies.store import files
+from flatmin.studies.report.statistics import (
+    SEEDS,
+    Comparisons,
+    Difference,
+    Spread,
+    paired,
+)
+from flatmin.studies.store import files, provenance
 from flatmin.training.errors import InputError
 from flatmin.training.processes import ProcessGroup
 
@@ -28,12 +36,30 @@ class Tested:
         best: of the model that was best on the validation classes.
         last: of that after the last meta-step.
         history: of the validation.
+        made: where the numbers come from: commit, software, device, threads.
     """
 
     settings: FewShot
     best: tuple[float, ...]
     last: tuple[float, ...]
     history: Sequence[training.Validation]
+    made: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def as_data(self) -> dict[str, Any]:
+        """For a file."""
+        rows = [vars(row) for row in self.history]
+        return {**vars(self), "settings": self.settings.as_data(), "history": rows}
+
+    @classmethod
+    def of_data(cls, content: Mapping[str, Any]) -> Tested:
+        """Of what `as_data` has made of it, through JSON."""
+        return cls(
+            FewShot(**content["settings"]),
+            tuple(content["best"]),
+            tuple(content["last"]),
+            training.validations(content["history"]),
+            content["made"],
+        )
 
 
 def measured(
@@ -45,7 +71,7 @@ def measured(
     kept = group.from_leader(_kept(folder / RESULT, key))
     if kept is None:
         tasks = pools.test.batch(0, wanted.test_tasks)
-        kept = dict[str, Any](key=key)
+        kept = dict[str, Any](key=key, made=_made(group))
         for name, learner in training.models(wanted, pools, folder).items():
             learner.to(group.device)
             kept[name] = training.accuracies(
@@ -58,7 +84,24 @@ def measured(
         if group.leads:
             with files.told(folder / RESULT, "make room there, and run the same again"):
                 files.write(folder / RESULT, files.as_json(kept))
-    return Tested(wanted, tuple(kept["best"]), tuple(kept["last"]), training.history(folder))
+    return Tested(
+        wanted,
+        tuple(kept["best"]),
+        tuple(kept["last"]),
+        training.history(folder),
+        kept.get("made", {}),
+    )
+
+
+def _made(group: ProcessGroup) -> dict[str, str]:
+    device = group.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "commit": provenance.commit(),
+        "software": ", ".join(f"{name} {v}" for name, v in provenance.versions().items()),
+        "device": provenance.described(name),
+        "threads a run": str(torch.get_num_threads()),
+    }
 
 
 def _kept(path: Path, key: str) -> dict[str, Any] | None:
@@ -104,12 +147,34 @@ class TestedMethod:
 
 @dataclass(frozen=True)
 class TestTable:
-    """All methods on one problem, the first being what the others are compared with."""
+    """All methods on one problem, the first being what the others are compared with.
+
+    Fields:
+        shows: the problem in words.
+        tasks: that it was tested on.
+        lines: the methods, in order.
+        curves: the course of the validation of the first seed, by title.
+        trainings: all methods over the seeds.
+    """
 
     shows: str
     tasks: int
     lines: tuple[TestedMethod, ...]
     curves: Mapping[str, Sequence[training.Validation]]
+    trainings: Comparisons
+
+    @property
+    def repeated(self) -> bool:
+        """Whether there are trainings enough of every method; without, nothing can be told."""
+        return all(len(line.seeds) >= SEEDS for line in self.lines)
+
+    def rank(self, line: TestedMethod) -> str:
+        """For the leader "best", "level" for what the seeds do not tell from it, or empty."""
+        if not self.repeated or len(self.lines) == 1:
+            return ""
+        if line.title == self.trainings.best:
+            return "best"
+        return "" if self.trainings.lead(self.trainings.best, line.title).distinct else "level"
 
 
 def tables(tested: Sequence[Tested]) -> list[TestTable]:
@@ -124,7 +189,7 @@ def tables(tested: Sequence[Tested]) -> list[TestTable]:
     for each in tested:
         methods = problems.setdefault(each.settings.problem, {})
         methods.setdefault(replace(each.settings, seed=0), []).append(each)
-    return [_table(_titled(methods)) for methods in problems.values()]
+    return [table(_titled(methods)) for methods in problems.values()]
 
 
 def _titled(methods: Mapping[FewShot, list[Tested]]) -> dict[str, list[Tested]]:
@@ -143,7 +208,8 @@ def _titled(methods: Mapping[FewShot, list[Tested]]) -> dict[str, list[Tested]]:
     return found
 
 
-def _table(methods: Mapping[str, Sequence[Tested]]) -> TestTable:
+def table(methods: Mapping[str, Sequence[Tested]]) -> TestTable:
+    """Of the trainings of each method, by its title, all on one problem."""
     lines: list[TestedMethod] = []
     first: list[float] | None = None
     trainings = Comparisons(
@@ -175,7 +241,7 @@ def _table(methods: Mapping[str, Sequence[Tested]]) -> TestTable:
         )
     some = next(iter(methods.values()))[0]
     curves = {title: members[0].history for title, members in methods.items()}
-    return TestTable(some.settings.shows, len(some.best), tuple(lines), curves)
+    return TestTable(some.settings.shows, len(some.best), tuple(lines), curves, trainings)
 
 
 def _by_task(seeds: Sequence[Sequence[float]]) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -204,10 +204,14 @@ def history(folder: Path) -> list[Validation]:
     path = folder / HISTORY
     if not files.is_file(path):
         return []
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    known = cast("list[dict[str, Any]]", rows)
-    for row in known:  # JSON has no nan
-        row.update({name: math.nan for name, value in row.items() if value is None})
+    return validations(json.loads(path.read_text(encoding="utf-8")))
+
+
+def validations(rows: Sequence[Mapping[str, Any]]) -> list[Validation]:
+    """Of what JSON holds, which has no nan."""
+    known: list[dict[str, Any]] = [
+        {name: math.nan if value is None else value for name, value in row.items()} for row in rows
+    ]
     return [Validation(**row) for row in known]
 
 

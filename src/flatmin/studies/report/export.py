@@ -14,6 +14,7 @@ from flatmin.studies.plan.comparison import Comparison
 from flatmin.studies.plan.tuning import TunedMethod
 from flatmin.studies.report.runs import Record
 from flatmin.studies.report.section import Section
+from flatmin.studies.report.statistics import Spread
 from flatmin.studies.report.summary import INTERVALS
 from flatmin.studies.report.tables import Column, Entry, TableCell
 from flatmin.studies.store.row import Row
@@ -97,13 +98,37 @@ def table_of_runs(records: Sequence[Record]) -> str:
     Columns: the recipe or data, scale, setting and label; the fields of `Training`; what was
     measured; where it comes from. Lists are JSON; what is not there is empty.
     """
-    lines = [_line(record, row, at) for record in records for row, at in _placed(record)]
+    lines = [line for record in records for line in _lines(record)]
     names = list(dict.fromkeys(name for line in lines for name in line))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="")
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
+
+
+def _lines(record: Record) -> Iterable[dict[str, Any]]:
+    if record.episodes:
+        yield from _episodes(record)
+        return
+    for row, at in _placed(record):
+        yield _line(record, row, at)
+
+
+def _episodes(record: Record) -> Iterable[dict[str, Any]]:
+    """Of few-shot learning: one for each training that was tested."""
+    for found in record.episodes:
+        for tested in found["tested"]:
+            yield {
+                "study": serialization.named(record.plan),
+                "setting": found["at"],
+                "label": found["label"],
+                "use": "evaluation",
+                **tested["settings"],
+                "accuracy": Spread.of(tested["best"]).mean,
+                "accuracy after the last step": Spread.of(tested["last"]).mean,
+                **tested["made"],
+            }
 
 
 def _line(record: Record, row: Row, at: Sequence[tuple[str, str]]) -> dict[str, Any]:

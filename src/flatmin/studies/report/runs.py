@@ -9,10 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from flatmin.studies.plan import serialization
+from flatmin.studies.plan.grid import ScaledRecipe
 from flatmin.studies.plan.serialization import StoredPlan
 from flatmin.studies.plan.tuning import Progress
 from flatmin.studies.store import database, files
@@ -37,6 +39,8 @@ class Record:
         running: how many are at work; None where that is not known.
         asked: what `flatmin run` was given for the recipe; empty for its name.
         note: what must be known of where the rows come from; empty for nothing.
+        episodes: what a recipe of few-shot learning has found, in place of rows, as its file holds
+            it; `flatmin.studies.meta` can read it.
     """
 
     where: str
@@ -46,10 +50,18 @@ class Record:
     running: int | None = None
     asked: str = ""
     note: str = ""
+    episodes: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything to report."""
+        return bool(self.rows or self.episodes)
 
     @cached_property
     def progress(self) -> Progress:
         """How far it is."""
+        if self.episodes and isinstance(self.plan, ScaledRecipe):
+            return Progress(self.plan.estimate.runs, 0, 0)  # the file is written at the end
         given_up = frozenset(failure.training.key for failure in self.failures)
         return self.plan.progress(self.rows, given_up)
 
@@ -76,7 +88,7 @@ def records(given: Sequence[str], tell: Callable[[str], object] | None = None) -
         if tell is None:
             raise error
         tell(f"left out: {error}")
-    if not any(record.rows for record in found):
+    if not any(record.begun for record in found):
         one = found[0].where if len(found) == 1 else f"any of the {len(found)} runs"
         raise InputError(
             f"no training run of {one} has finished yet: `flatmin status` tells how far it is"
@@ -178,10 +190,12 @@ def _exported(path: Path) -> Record:
         content = json.loads(path.read_text(encoding="utf-8"))
         rows = [Row.model_validate(row) for row in content["runs"]]
         plan, asked = content["plan"], serialization.asked(content["plan"])
+        episodes = content.get("episodes", ())
     except (OSError, ValueError, ValidationError, KeyError, TypeError, AttributeError):
         raise InputError(
             f"{path} is no file that `flatmin run` or `flatmin compare` has written: remove it, "
             f"or run them again"
         ) from None
     by_key = {row.key: row for row in rows}
-    return Record(str(path.parent), serialization.restored(plan), by_key, asked=asked)
+    restored = serialization.restored(plan)
+    return Record(str(path.parent), restored, by_key, asked=asked, episodes=episodes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -244,6 +244,37 @@ def _of_recipe(plan: ScaledRecipe, record: Record) -> Section:
         rho="tuned" if plan.tune else "as set",
         ranks=not plan.smoke_only,
     )
+    return of_plan(
+        plan,
+        record,
+        axes=axes,
+        verdict=with_paper.verdict_of(plan, blocks),
+        remarks=_remarks(plan, record, blocks),
+        table=tables.table(layout, [block for block in blocks if block.summary.lines]),
+        figures=figures.figures(blocks, axes, plan.measure, first, full, recipe.figures),
+        data=figures.data(blocks, axes, methods, plan.measure, first, full, recipe.figures),
+        paper=paper,
+        made=_provenance(record.rows),
+        drawings=drawings.drawings(blocks, tuple(axes)),
+    )
+
+
+def of_plan(
+    plan: ScaledRecipe,
+    record: Record,
+    *,
+    axes: Mapping[str, Sequence[str]],
+    verdict: Verdict | None,
+    remarks: Iterable[str],
+    table: Table,
+    figures: Sequence[Figure],
+    data: Mapping[str, Any],
+    paper: bool,
+    made: Iterable[tuple[str, str]],
+    drawings: Sequence[Drawing] = (),
+) -> Section:
+    """A recipe at a scale, whatever its runs are; `made` says where its numbers come from."""
+    recipe = plan.recipe
     return Section(
         group=recipe.paper,
         source=_source(recipe.paper),
@@ -254,18 +285,18 @@ def _of_recipe(plan: ScaledRecipe, record: Record) -> Section:
         about=recipe.about.strip(),
         done=record.progress.done,
         total=record.progress.total,
-        verdict=with_paper.verdict_of(plan, blocks),
-        remarks=tuple(_remarks(plan, record, blocks, paper)),
-        methods=methods,
+        verdict=verdict,
+        remarks=(*_known_first(plan, record, paper), *remarks),
+        methods=tuple(plan.methods),
         axes=axes,
-        table=tables.table(layout, [block for block in blocks if block.summary.lines]),
-        figures=figures.figures(blocks, axes, plan.measure, first, full, recipe.figures),
-        data=figures.data(blocks, axes, methods, plan.measure, first, full, recipe.figures),
+        table=table,
+        figures=figures,
+        data=data,
         paper=paper,
         tuned=plan.tune is not None,
         command=_command(plan, record.asked),
-        settings=[*_settings(plan), *_provenance(record.rows)],
-        drawings=drawings.drawings(blocks, tuple(axes)),
+        settings=[*_settings(plan), *made],
+        drawings=drawings,
     )
 
 
@@ -281,9 +312,8 @@ def _source(folder: str) -> str:
     return f"{paper.title}. {paper.authors}, {paper.venue}{arxiv}"
 
 
-def _remarks(
-    plan: ScaledRecipe, record: Record, blocks: Sequence[PaperTable], paper: bool
-) -> Iterable[str]:
+def _known_first(plan: ScaledRecipe, record: Record, paper: bool) -> Iterable[str]:
+    """What is said of every recipe before its own remarks."""
     yield from _partial(record)
     if plan.says:
         yield f"Smaller than full scale: {text.sentence(plan.says)}"
@@ -294,6 +324,9 @@ def _remarks(
         )
     elif plan.recipe.printed and not paper:
         yield "The paper's numbers are for other data, and do not stand beside ours."
+
+
+def _remarks(plan: ScaledRecipe, record: Record, blocks: Sequence[PaperTable]) -> Iterable[str]:
     lines = [(block, line) for block in blocks for line in block.summary.lines]
     yield from _some(
         [
@@ -308,10 +341,16 @@ def _remarks(
     yield from summary.spreads(
         [_named(plan, block, each.title) for block in blocks for each in block.summary.apart]
     )
-    edges = [_named(plan, block, line.title, f"{line.rho:g}") for block, line in lines if line.edge]
-    if edges:
+    yield from edges(
+        [_named(plan, block, line.title, f"{line.rho:g}") for block, line in lines if line.edge]
+    )
+
+
+def edges(named: Sequence[str]) -> Iterable[str]:
+    """A remark on the methods whose radius was chosen at the edge of what was tried."""
+    if named:
         yield (
-            f"The chosen radius is at the edge of what was tried for {_counted(edges)}: a better "
+            f"The chosen radius is at the edge of what was tried for {_counted(named)}: a better "
             f"one may lie beyond."
         )
 
@@ -395,15 +434,23 @@ def _fields(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _provenance(rows: Mapping[str, Row]) -> Iterable[tuple[str, str]]:
     """Where the numbers come from; several where they are mixed."""
-    of: Mapping[str, Callable[[Row], str]] = {
-        "commit": lambda row: row.commit,
-        "software": lambda row: ", ".join(f"{name} {v}" for name, v in row.versions.items()),
-        "device": lambda row: row.device,
-        "threads a run": lambda row: str(row.threads),
-        "images": lambda row: row.images or "unknown",
-    }
-    for name, told in of.items():
-        yield name, "; ".join(sorted({told(row) for row in rows.values()}))
+    yield from provenance(
+        {
+            "commit": row.commit,
+            "software": ", ".join(f"{name} {v}" for name, v in row.versions.items()),
+            "device": row.device,
+            "threads a run": str(row.threads),
+            "images": row.images or "unknown",
+        }
+        for row in rows.values()
+    )
     walls = [row.wall for row in rows.values() if row.wall is not None]
     if walls:
         yield "training time", text.duration(math.fsum(walls))
+
+
+def provenance(made: Iterable[Mapping[str, str]]) -> Iterable[tuple[str, str]]:
+    """Where numbers come from, by what it is; several where they are mixed."""
+    every = list(made)
+    for name in dict.fromkeys(name for each in every for name in each):
+        yield name, "; ".join(sorted({each[name] for each in every if name in each}))

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
@@ -43,7 +43,7 @@ def run(
     far it is. A worker that dies is replaced, and its cell taken up again. However this ends, the
     workers end with it. Raises InputError where no worker can go on.
     """
-    team: list[_Member] = []
+    team: list[Child] = []
     deaths, progress = 0, -1
     reported = _Reported(plan, store)
     if tick is not None:
@@ -52,22 +52,22 @@ def run(
     if count:
         _await_server()
     try:
-        team.extend(_Member(store.location, plan, trainer, index) for index in range(count))
+        team.extend(Child(_work, store.location, plan, trainer, index=i) for i in range(count))
         while team:
-            ready = wait([member.process.sentinel for member in team], timeout=pause)
+            ready = ended(team, timeout=pause)
             store.refresh()
             if len(store.rows) != progress:
                 deaths, progress = 0, len(store.rows)
-            for member in [m for m in team if m.process.sentinel in ready]:
+            for member in ready:
                 team.remove(member)
-                ended = member.ended()
-                if not ended:
+                how = member.ended()
+                if not how:
                     continue
                 deaths += 1
                 if deaths > _HOPELESS * count:
-                    raise InputError(f"every worker dies ({ended}): see what it says above")
-                member.bury(store, ended)
-                team.append(_Member(store.location, plan, trainer, member.index))
+                    raise InputError(f"every worker dies ({how}): see what it says above")
+                _bury(member, store, how)
+                team.append(Child(_work, store.location, plan, trainer, index=member.index))
             if tick is not None:
                 reported.renew(store)
                 tick(store, reported.now)
@@ -119,25 +119,30 @@ class _Reported:
         self._next = start + 20 * (time.monotonic() - start)
 
 
-class _Member:
-    """The parent's side of one worker."""
+class Child:
+    """A process that does one task for this one, has one thread, and ends with it at the latest.
 
-    def __init__(
-        self, location: StudyLocation, plan: Plan, trainer: CellTrainer, index: int
-    ) -> None:
+    Args:
+        task: a function of a module.
+        arguments: of `task`; they are pickled.
+        index: which of the children at work this is; where there are GPUs, it takes that one.
+    """
+
+    def __init__(self, task: Callable[..., object], *arguments: object, index: int) -> None:
         with interrupts(signal.SIG_IGN):  # the server is born with what its parent ignores
             context = _context()
         self.index = index
         self._pipe, theirs = context.Pipe()
-        arguments = (theirs, location, plan, trainer, index)
-        self.process = context.Process(target=_work, args=arguments, daemon=True)
+        self.process = context.Process(
+            target=_live, args=(theirs, index, task, arguments), daemon=True
+        )
         # a child is born with what its parent ignores
         with interrupts(signal.SIG_IGN), _environment(ALLOCATOR):
             self.process.start()
         theirs.close()  # so that the end of either process is the end of the pipe
 
     def ended(self) -> str:
-        """How it died; empty if it left because all was done. Raises what it could not mend."""
+        """How it died; empty if it has done its task. Raises the InputError that stopped it."""
         self.process.join()
         with suppress(EOFError, OSError):
             if self._pipe.poll():
@@ -148,16 +153,24 @@ class _Member:
             return f"killed by {signal.Signals(-code).name}"
         return f"exit status {code}" if code else ""
 
-    def bury(self, store: Store, how: str) -> None:
-        """Let others take up the cell that it was at."""
-        for cell in list(store.running.values()):
-            if cell.owner.pid == self.process.pid and cell.owner.machine == provenance.machine():
-                store.release(cell, f"its worker died ({how})")
-
     def stop(self) -> None:
+        """End it now, whatever it is at."""
         self.process.terminate()
         self.process.join()
         self._pipe.close()
+
+
+def ended(team: Sequence[Child], *, timeout: float | None = None) -> list[Child]:
+    """Those of `team` that have ended, when one has, or after so many seconds."""
+    ready = wait([child.process.sentinel for child in team], timeout=timeout)
+    return [child for child in team if child.process.sentinel in ready]
+
+
+def _bury(worker: Child, store: Store, how: str) -> None:
+    """Let others take up the cell that a worker died at."""
+    for cell in list(store.running.values()):
+        if cell.owner.pid == worker.process.pid and cell.owner.machine == provenance.machine():
+            store.release(cell, f"its worker died ({how})")
 
 
 def _await_server() -> None:
@@ -214,12 +227,8 @@ def interrupts(handler: Any) -> Generator[None, None, None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _work(
-    pipe: Connection[Any, Any],
-    location: StudyLocation,
-    plan: Plan,
-    trainer: CellTrainer,
-    index: int,
+def _live(
+    pipe: Connection[Any, Any], index: int, task: Callable[..., object], arguments: tuple[Any, ...]
 ) -> None:
     """The child's side. Any number of children gives the same rows: each has one thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
@@ -228,10 +237,14 @@ def _work(
     torch.set_num_threads(1)
     _share_devices(index)
     try:
-        work(Store.join(location, allow_mixed=True), plan, trainer)
+        task(*arguments)
     except InputError as error:
         pipe.send(str(error))
         sys.exit(2)
+
+
+def _work(location: StudyLocation, plan: Plan, trainer: CellTrainer) -> None:
+    work(Store.join(location, allow_mixed=True), plan, trainer)
 
 
 def _outlive_nobody(pipe: Connection[Any, Any]) -> None:
