@@ -89,6 +89,9 @@ GPU = 50
 OVERHEAD = 25e-6
 """Seconds an image takes besides."""
 
+INNER_GRADIENT = 2e-3
+"""Seconds that one gradient of an inner loop takes besides, with the way back through it."""
+
 
 @dataclass(frozen=True)
 class CostEstimate:
@@ -112,13 +115,10 @@ class CostEstimate:
 
     @classmethod
     def of_episodes(cls, trainings: Iterable[FewShot]) -> CostEstimate:
-        """Of few-shot trainings, their tests left out."""
+        """Of few-shot trainings."""
         every = list(trainings)
-        samples = [_samples_of_episodes(each) for each in every]
-        seconds = [
-            n * _seconds_per_episode_sample(each) for n, each in zip(samples, every, strict=True)
-        ]
-        return cls(len(every), sum(samples), sum(seconds) / 3600)
+        seconds = sum(map(_seconds_of_episodes, every))
+        return cls(len(every), sum(map(_samples_of_episodes, every)), seconds / 3600)
 
     def hours_here(self, workers: int) -> float:
         """On this machine, with so many processes: a core for each, or a GPU."""
@@ -147,19 +147,29 @@ def seconds_of(training: Training) -> float:
     return (samples_of(training) + evaluated / 3) * _seconds_per_sample(training, known.side)
 
 
+def _episodes(settings: FewShot) -> float:
+    """Tasks learned in one run; one that is only tested on costs half."""
+    validated = settings.steps / settings.validate_every * settings.validation_tasks
+    return settings.steps * settings.tasks + (validated + 2 * settings.test_tasks) / 2
+
+
 def _samples_of_episodes(settings: FewShot) -> float:
-    """The way back through the inner steps costs about as much again as the way there."""
-    looks = 1 if settings.method == "sgd" else 2
-    adapted = settings.shots * settings.inner_steps * looks
-    return 2.0 * settings.steps * settings.tasks * settings.ways * (adapted + settings.queries)
+    """The way back through the inner steps costs about twice the way there."""
+    adapted = 3 * settings.shots * settings.inner_steps * _gradients(settings.method, (), 1.0)
+    return _episodes(settings) * settings.ways * (adapted + settings.queries)
 
 
-def _seconds_per_episode_sample(settings: FewShot) -> float:
+def _seconds_of_episodes(settings: FewShot) -> float:
+    """Of two processor cores."""
     multiplications, reference = NETWORKS["conv4"]
     side = SETS[settings.data].side if settings.data in SETS else 32
     strides = 4 if settings.down == "stride" else 1  # each block works on the halved image
     share = (side / reference) ** 2 * (settings.filters / 64) ** 2 / strides
-    return OVERHEAD + multiplications * share / SPEED
+    a_sample = 2 * OVERHEAD + multiplications * share / SPEED
+    gradients = settings.inner_steps * _gradients(settings.method, (), 1.0)
+    return (
+        _samples_of_episodes(settings) * a_sample + _episodes(settings) * gradients * INNER_GRADIENT
+    )
 
 
 def _images(training: Training) -> int:
