@@ -6,6 +6,8 @@ import csv
 import dataclasses
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 
 import originals
@@ -13,14 +15,18 @@ import pictures
 import pytest
 import torch
 import torchrun
+import yaml
 
 from flatmin.cli import main
 from flatmin.meta import EpisodeSampler
-from flatmin.studies.meta import page, pools, testing, training
+from flatmin.studies.meta import page, pools, section, testing, training
+from flatmin.studies.meta import recipes as few_shot
 from flatmin.studies.meta.pools import Pools
 from flatmin.studies.plan import recipe as recipes
 from flatmin.studies.plan.fewshot import FewShot
 from flatmin.studies.plan.recipe import Recipe
+from flatmin.studies.report import export, html
+from flatmin.studies.report.runs import Record
 from flatmin.training.errors import InputError
 
 SMALL = FewShot(
@@ -365,6 +371,82 @@ def test_a_radius_is_chosen_on_the_validation_classes(
         ("Low", "1"),
     ]
     assert (Path("out") / "report.html").stat().st_size < 1_000_000
+
+
+class Dies:
+    """What ends the process of a training at its first meta-step."""
+
+    def __call__(self, wanted, now, loss, history, form):
+        os._exit(3)
+
+
+def test_a_cell_whose_process_dies_is_named_and_the_same_again_goes_on(omniglot: Path):
+    Path("own.yaml").write_text(RECIPE)
+    plan = Recipe.load(Path("own.yaml")).at("full")
+    with pytest.raises(
+        InputError,
+        match=r"Low, trial of ρ 0.*: its process died \(exit status 3\); the same command",
+    ):
+        few_shot.run(plan, Path("out"), workers=2, tell=lambda cell: Dies())
+    found = few_shot.run(plan, Path("out"), workers=2)
+    assert [len(each.tested) for each in found] == [2, 2]
+    assert all(each.made["threads a run"] == "1" for one in found for each in one.tested)
+    shutil.rmtree(omniglot / "data")
+    with pytest.raises(InputError, match="no data for omniglot"):  # said by a worker, in one line
+        few_shot.run(plan, Path("elsewhere"), workers=2)
+
+
+def made_up(gap: float, seeds: int = 3) -> Record:
+    """A finished run whose second method is so many points above the first, on 40 tasks."""
+    content = yaml.safe_load(RECIPE)
+    content["grid"] = {"episodes": {"one shot": {}, "two shots": {"meta": {"shots": 2}}}}
+    plan = Recipe.model_validate({**content, "seeds": seeds}).at("full")
+    noise = torch.Generator().manual_seed(0)
+    found = []
+    for entry in few_shot.entries(plan):
+        low = entry.label == "Low" and entry.at == "two shots"
+        tested = []
+        for seed in range(seeds):
+            values = 50 + gap * low + torch.randn(40, generator=noise)
+            rows = [training.Validation(2, 1.0, 50.0, 1.0, 3.0, 0)]
+            settings = dataclasses.replace(entry.usual, seed=seed, rho=0.01)
+            accuracies = tuple(values.tolist())
+            tested.append(
+                testing.Tested(settings, accuracies, accuracies, rows, {"device": "drawn"})
+            )
+        judged = {0.01: 51.0, 0.5: 49.0} if entry.radii else {}
+        found.append(few_shot.Finding(entry, judged, tuple(tested)))
+    content = json.loads(json.dumps(few_shot.exported(plan, "own.yaml", found)))
+    assert few_shot.restored(plan, content["episodes"]) == found
+    return Record("own", plan, {}, asked="own.yaml", episodes=content["episodes"])
+
+
+@pytest.mark.parametrize(
+    "gap, seeds, headline, bold",
+    (
+        (9.0, 3, "Told from MAML over tasks and over seeds: 1 of 2", 3),
+        (0.0, 3, "No method is told from MAML, over tasks and over seeds", 4),
+        (9.0, 2, "Too few runs to tell any method from MAML", 0),
+    ),
+)
+def test_the_report_says_what_is_told_from_the_first(
+    gap: float, seeds: int, headline: str, bold: int
+):
+    told = section.of_record(made_up(gap, seeds))
+    assert told.verdict.headline == headline
+    if gap and seeds > 2:
+        assert told.verdict.detail.startswith("Low (two shots): +8.9 [8.")
+    assert told.done == told.total == 2 * (2 * seeds + 4)
+    entries = [entry for group in told.table.groups for entry in group.entries]
+    assert [entry.title for entry in entries] == ["MAML", "Low", "MAML", "Low"]
+    assert sum(bool(entry.rank) for entry in entries) == bold
+    said = export.markdown([told])
+    assert "Accuracy on the validation classes by radius, two shots: Low 0.01 (51.0 %), 0.5" in said
+    assert "edge of what was tried for Low (0.01; one shot) and Low (0.01; two shots)" in said
+    assert ("device", "drawn") in told.settings
+    page = html.report([told])
+    assert "<option>two shots</option>" in page
+    assert 'data-kind="tuning"' in page
 
 
 def test_no_class_is_in_two_pools_and_ink_is_one(omniglot: Path):

@@ -99,6 +99,20 @@ def test_workers_are_not_forked_where_there_is_a_gpu(monkeypatch: pytest.MonkeyP
     assert processes._context().get_start_method() == "spawn"  # CUDA does not survive a fork
 
 
+def test_a_worker_has_the_environment_of_the_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for given in ("one", "another"):  # the server that workers come from is started once
+        monkeypatch.setenv("FLATMIN_DATA", given)
+        child = processes.Child(tell_environment, tmp_path / given, index=0)
+        assert not child.ended()
+        assert (tmp_path / given).read_text() == given
+
+
+def tell_environment(path: Path) -> None:
+    path.write_text(os.environ["FLATMIN_DATA"])
+
+
 def test_hundreds_of_cells_survive_a_dozen_kills_on_sqlite(tmp_path: Path):
     survive(StudyLocation.new(tmp_path), 400, 12)
 

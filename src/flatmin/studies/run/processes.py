@@ -134,7 +134,7 @@ class Child:
         self.index = index
         self._pipe, theirs = context.Pipe()
         self.process = context.Process(
-            target=_live, args=(theirs, index, task, arguments), daemon=True
+            target=_live, args=(theirs, index, dict(os.environ), task, arguments), daemon=True
         )
         # a child is born with what its parent ignores
         with interrupts(signal.SIG_IGN), _environment(ALLOCATOR):
@@ -228,9 +228,14 @@ def interrupts(handler: Any) -> Generator[None, None, None]:
 
 
 def _live(
-    pipe: Connection[Any, Any], index: int, task: Callable[..., object], arguments: tuple[Any, ...]
+    pipe: Connection[Any, Any],
+    index: int,
+    environment: Mapping[str, str],
+    task: Callable[..., object],
+    arguments: tuple[Any, ...],
 ) -> None:
     """The child's side. Any number of children gives the same rows: each has one thread."""
+    os.environ.update(environment)  # the server's is that of the time when it was started
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     threading.Thread(target=_outlive_nobody, args=(pipe,), daemon=True).start()
     warnings.simplefilter("ignore", RuntimeWarning)  # skipped steps are counted and reported
