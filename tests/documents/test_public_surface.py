@@ -39,6 +39,9 @@ ROOMS = (
     "flatmin.descent",
     "flatmin.engine",
     "flatmin.engine.passes",
+    "flatmin.training",
+    "flatmin.analysis",
+    "flatmin.meta",
     "flatmin.studies.comparing",
     "flatmin.integrations",
     "flatmin.integrations.accelerate",
@@ -108,21 +111,34 @@ def rows() -> dict[str, Any]:
 # --- what is wrong with a docstring
 
 ENTRY = re.compile(r"^    (\*{0,2}\w+): ", re.MULTILINE)
-DEFAULT = re.compile(r"\b[Dd]efault\s+(\"[^\"]*\"|None|True|False|-?\d[\d.e-]*)(?=[\s,;:.)]|$)")
+LITERAL = r"(\"[^\"]*\"|None|True|False|-?\d[\d.e-]*)"
+DEFAULT = re.compile(
+    rf"\b[Dd]efault\s+{LITERAL}(?=[,;:.)]|\s(?!%)|$)|{LITERAL},?\s+\((?:the\s+)?default\)"
+)
+INSTEAD = re.compile(r"\b[Dd]efault\s+(the\b|that\b|all\b|nowhere\b|`|\$)")
+"""What None, the default, stands for."""
 FORMULA = re.compile(r"\A.+\n\n(?:(?! {4}).+\n|\n)*? {4}\S.*(=|<-|iff).*\n")
 
 
-def arguments(text: str) -> dict[str, str]:
-    """The entries under `Args:`, by name."""
-    section = re.search(r"^Args:\n((?: {4}.*\n)+)", text + "\n", re.MULTILINE)
+def arguments(text: str, heading: str = "Args") -> dict[str, str]:
+    """The entries under a heading, by name."""
+    section = re.search(rf"^{heading}:\n((?: {{4}}.*\n)+)", text + "\n", re.MULTILINE)
     _, *found = ENTRY.split(section[1]) if section else ("",)
     return dict(zip(found[::2], found[1::2], strict=True))
 
 
+def returned(thing: Any) -> bool:
+    """Is it what functions return or raise, and nobody makes?"""
+    text = inspect.getdoc(thing) or ""
+    raised = isinstance(thing, type) and issubclass(thing, Exception)
+    return raised or bool(arguments(text, "Fields"))
+
+
 def stated(entry: str) -> Any:
     """The default that an entry states; `Parameter.empty` if none."""
-    match = DEFAULT.search(entry)
-    return ast.literal_eval(match[1].removesuffix(".")) if match else inspect.Parameter.empty
+    if match := DEFAULT.search(entry):
+        return ast.literal_eval((match[1] or match[2]).removesuffix("."))
+    return None if INSTEAD.search(entry) else inspect.Parameter.empty
 
 
 def faults(name: str, thing: Any) -> list[str]:
@@ -130,9 +146,11 @@ def faults(name: str, thing: Any) -> list[str]:
     text = inspect.getdoc(thing)
     if not text:
         return [f"{name} has no docstring"]
+    if isinstance(thing, type) and issubclass(thing, Exception):
+        return []
     parameters = dict(inspect.signature(thing).parameters)
     parameters.pop("self", None)
-    entries = arguments(text)
+    entries = arguments(text) or arguments(text, "Fields")
     wrong = [
         f"{name} explains an argument {entry} that it does not have"
         for entry in entries
@@ -145,7 +163,7 @@ def faults(name: str, thing: Any) -> list[str]:
             # A method of one sentence may name its arguments in it.
             if name not in METHODS or not re.search(rf"`[^`]*\b{argument}\b[^`]*`", text):
                 wrong.append(f"{name}: no line for {argument} in Args")
-        elif stated(entries[argument]) != parameter.default:
+        elif not returned(thing) and stated(entries[argument]) != parameter.default:
             wrong.append(
                 f"{name}: {argument} is {parameter.default!r} unless given, and its line says "
                 f"{stated(entries[argument])!r}"
@@ -176,7 +194,7 @@ def test_every_argument_has_a_line_with_its_default(name: str):
     assert faults(name, SURFACE[name]) == []
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", [name for name, thing in WHOLE.items() if not returned(thing)])
 def test_everything_has_an_example(name: str):
     assert re.search(r"^Examples:\n    >>> ", inspect.getdoc(WHOLE[name]) or "", re.MULTILINE)
 

@@ -231,7 +231,7 @@ class AlignmentMonitor:
         return {"step": self.step, "found": list(self._found)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Go on where `state`, what `state_dict` gave, was taken."""
         self.step = int(state["step"])
         self._found = [(int(n), float(a), float(b)) for n, a, b in state["found"]]
 

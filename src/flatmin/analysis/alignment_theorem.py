@@ -23,7 +23,8 @@ class AlignmentTheorem:
 
     Fields:
         product: `a·b`.
-        eta1, eta2: the step sizes really used, in front of `a` and of `b`: ρ₁/‖a‖ and ρ₂/‖b‖.
+        eta1: the step size really used in front of `a`, ρ₁/‖a‖.
+        eta2: the one in front of `b`, ρ₂/‖b‖.
         eta_v: the one that leads to where `b` is taken: ρ₂/‖∇L_A(w)‖. The theorem has one letter
             for it and `eta2`; they differ, since each gradient is divided by its own norm.
         most1: the most that eta1 may be, `|a·b| / (12 |bᵀ H_B a|)`.

@@ -24,8 +24,12 @@ class Components:
     """What `components` has found: with g of the batch, G of all data, m a running mean.
 
     Fields:
-        batch, full, mean: `‖g‖`, `‖G‖` and `‖m‖`; the last is nan where no mean was given.
-        batch_full, batch_mean, mean_full: cosines of each two.
+        batch: `‖g‖`.
+        full: `‖G‖`.
+        mean: `‖m‖`; nan where no mean was given, as all that has to do with it.
+        batch_full: `cos(g, G)`.
+        batch_mean: `cos(g, m)`.
+        mean_full: `cos(m, G)`.
         error: `Φ = ‖m - G‖`, how far the running mean is from what it stands for.
         along: by direction, the cosine of it and G: how much of the climb is up the full loss.
         across: by direction, the cosine of it and g: how much of SAM's own direction it is.
@@ -262,7 +266,7 @@ class ComponentMonitor:
         return {"step": self._step, "mean": self.mean, "steps": self.steps, "found": found}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Go on where `state`, what `state_dict` gave, was taken."""
         self._step = int(state["step"])
         self.mean = state["mean"].to(self.mean)
         self.steps = list(state["steps"])

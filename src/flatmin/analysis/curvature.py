@@ -51,13 +51,37 @@ class Curvature(LinearOperator):
     It is a scipy `LinearOperator` of shape (parameters, parameters) in double precision, and also
     multiplies tensors: `H @ v` of a tensor is a tensor of its type. Sums over chunks are taken in
     double precision. Graphs of the first derivative are kept up to a budget of memory and built
-    anew beyond it.
+    anew beyond it. `Hessian`, `GaussNewton` and `EmpiricalFisher` are such matrices.
+
+    Args:
+        model: any module; it is never changed.
+        loss: `loss(model, batch)` returns the mean over the samples of `batch`, without backward.
+        data: one batch, a list of batches, a `DataLoader`, or a data set of batches.
+        parameters: a list of parameters, names or patterns, or a function; default all that require
+            gradients.
+        dtype: the type to compute in; default the model's.
+        chunk: most samples evaluated at once; default 128.
+        memory: for graphs that are kept between products; default "4 GiB".
+        progress: whether each product is told on standard error; default False.
+        mode: "eval", "train", or None (default) for the model's own.
+        differences: whether products are differences of gradients, for those that know how; default
+            False.
 
     Attributes:
         objective: the loss as a function of the parameters.
         parameters: names, shapes, and flat vectors from and to tensors.
         products: how many were taken so far.
         bytes_per_sample: what the graph of one sample holds, known after the first product.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from flatmin import analysis
+        >>> def loss(model, x):
+        ...     return model(x).square().mean()
+        >>> H = analysis.Hessian(nn.Linear(1, 1), loss, torch.ones(4, 1))
+        >>> isinstance(H, analysis.Curvature), H.shape, H.parameters.names
+        (True, (2, 2), ['weight', 'bias'])
     """
 
     def __init__(
@@ -112,7 +136,7 @@ class Curvature(LinearOperator):
     # Products.
 
     def times(self, v: Tensor) -> Tensor:
-        """The product with a flat vector, in double precision.
+        """The product with a flat vector `v`, in double precision.
 
         Raises ValueError where the loss has no second derivative or none that is finite, and where
         the weights are no longer those that the operator was made for.
@@ -168,7 +192,7 @@ class Curvature(LinearOperator):
         return self.dot(other)
 
     def dot(self, x: Any) -> Any:
-        """The product with a vector or the columns of a matrix, of numpy or torch."""
+        """The product with `x`, a vector or the columns of a matrix, of numpy or torch."""
         if not isinstance(x, Tensor):
             return cast(Any, super()).dot(x)
         if x.ndim == 1:

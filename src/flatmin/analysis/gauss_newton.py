@@ -56,6 +56,7 @@ class GaussNewton(Curvature):
         memory: for graphs that are kept between products; default "4 GiB".
         progress: whether each product is told on standard error; default False.
         mode: "eval", "train", or None (default) for the model's own.
+        differences: what only `Hessian` knows how to do; default False.
 
     Cost: a product is about 2 gradients where graphs are kept; memory as for `Hessian`.
 
@@ -165,6 +166,7 @@ class EmpiricalFisher(GaussNewton):
         memory: for graphs that are kept between products; default "4 GiB".
         progress: whether each product is told on standard error; default False.
         mode: "eval", "train", or None (default) for the model's own.
+        differences: what only `Hessian` knows how to do; default False.
 
     Cost: a product is about 2 gradients where graphs are kept; memory as for `Hessian`.
 

@@ -48,7 +48,8 @@ class QuantilePlot:
     Fields:
         normal: quantiles of the standard normal distribution, ascending.
         sample: the sorted sample.
-        slope, intercept: of the least-squares line.
+        slope: of the least-squares line.
+        intercept: of the same line.
         correlation: of the points; 1 on a line.
     """
 

@@ -55,6 +55,16 @@ class Objective:
     Raises:
         TypeError: `model` is no module, or the data no batch.
         ValueError: the subset or the data is empty.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from flatmin.analysis import Objective
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> at = Objective(model, lambda m, x: m(x).square().mean(), torch.ones(4, 1))
+        >>> loss, gradient = at.value_and_gradient()
+        >>> abs(loss - float(model.weight) ** 2) < 1e-6, gradient.shape
+        (True, torch.Size([1]))
     """
 
     def __init__(
@@ -123,7 +133,9 @@ class Objective:
                     cast(Any, m).reshard()
 
     def term(self, chunk: Chunk, visit: Visit, *, finite: bool = True) -> Tensor:
-        """The mean loss over one chunk, to be differentiated by `leaves`.
+        """The mean loss over one `chunk`, to be differentiated by `leaves`.
+
+        `visit` is that of `evaluating`; `finite=False` lets inf and nan pass.
 
         Raises:
             TypeError, ValueError: the loss is no number, not finite, has no gradient, was called
@@ -136,7 +148,7 @@ class Objective:
         return loss
 
     def raw(self, chunk: Chunk) -> Tensor:
-        """The same within `evaluating`, as it comes: unchecked, and from buffers as they are."""
+        """The same of `chunk` within `evaluating`: unchecked, and from buffers as they are."""
         return self._evaluated(chunk.batch)
 
     @contextmanager
@@ -183,7 +195,7 @@ class Objective:
                 walk.back()
 
     def displacement(self, space: Space, v: Tensor) -> Vector:
-        """A flat vector as the engine's, laid out as `space` over `leaves`."""
+        """A flat vector `v` as the engine's, laid out as `space` over `leaves`."""
         return self.parameters.displacement(space, v, self.leaves)
 
     def value(self, *, finite: bool = False) -> float:
@@ -234,13 +246,13 @@ class Objective:
         return self.parameters.device
 
     def summed(self, x: Tensor) -> Tensor:
-        """The sum over all ranks that bring data of their own."""
+        """The sum of `x` over all ranks that bring data of their own."""
         if self.group is not None:
             dist.all_reduce(x, group=self.group)
         return x
 
     def total(self, count: int) -> int:
-        """A sum of whole numbers over all ranks that bring data of their own."""
+        """The sum of whole numbers `count` over all ranks that bring data of their own."""
         return int(self.summed(torch.tensor(count, device=self.device)))
 
     # What is inside.
@@ -303,7 +315,10 @@ class Objective:
         return "a layer in training mode, or the loss itself; call model.eval()"
 
     def prepare(self, chunk: Chunk, visit: Visit) -> None:
-        """Warn, once, where the loss of a batch is the sum of those of its halves, not the mean."""
+        """Warn, once, where the loss of a batch is the sum of those of its halves, not the mean.
+
+        It is tried on `chunk`, within the `visit` of `evaluating`.
+        """
         n = min(chunk.size, SUM_SAMPLES)
         if self._checked or n < 2:
             return

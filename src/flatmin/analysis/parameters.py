@@ -87,7 +87,7 @@ class Parameters:
         return self.flatten([p.detach() for p in self.tensors])
 
     def flatten(self, tensors: Sequence[Tensor | None], dtype: torch.dtype | None = None) -> Tensor:
-        """One flat vector from one tensor for each parameter; None stands for zero.
+        """One flat vector of `dtype` from `tensors`, one for each parameter; None stands for zero.
 
         Shards are put together: every rank gets the whole vector.
         """
@@ -101,7 +101,7 @@ class Parameters:
         return torch.cat(pieces)
 
     def unflatten(self, vector: Tensor) -> list[Tensor]:
-        """A tensor for each parameter, in its shape: views of the flat vector."""
+        """A tensor for each parameter, in its shape: views of the flat `vector`."""
         if vector.shape != (self.count,):
             raise ValueError(
                 f"a vector over these parameters has the shape ({self.count},), got "
@@ -111,7 +111,7 @@ class Parameters:
         return [x.view(shape) for x, shape in zip(pieces, self.shapes, strict=True)]
 
     def like(self, vector: Tensor, leaves: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """`unflatten`, in the type, on the device and in the shards of each parameter, or leaf."""
+        """`unflatten(vector)`, in type, device and shards of each parameter, or of `leaves`."""
         pieces = self.unflatten(vector)
         return [_placed(x, p) for x, p in zip(pieces, leaves or self.tensors, strict=True)]
 
@@ -121,8 +121,9 @@ class Parameters:
     ) -> Generator[Callable[[Tensor | None], None]]:
         """Within, `move(v)` takes the weights to `w + v`, and `move(None)` home.
 
-        Every place is computed from a copy of `w`, which comes back bit for bit at the end, also
-        after an exception. It costs two copies of the weights.
+        With `leaves`, these in place of the parameters. Every place is computed from a copy of `w`,
+        which comes back bit for bit at the end, also after an exception. It costs two copies of the
+        weights.
         """
         moved = list(leaves or self.tensors)
         walk = Walk(Space([moved]), [moved])
@@ -141,7 +142,7 @@ class Parameters:
     def displacement(
         self, space: Space, v: Tensor, leaves: Sequence[Tensor] | None = None
     ) -> Vector:
-        """A flat vector as the engine's, laid out as `space` over the parameters, or leaves."""
+        """A flat vector `v` as the engine's, laid out as `space`, for the parameters or `leaves`."""
         pieces = self.like(v, leaves)
         return Vector(Term(space.join([space.piece(i, x) for i, x in enumerate(pieces)])))
 

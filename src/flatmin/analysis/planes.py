@@ -66,7 +66,7 @@ class Plane:
         return len(self.vectors)
 
     def still(self, weights: Parameters) -> tuple[str, ...]:
-        """Names of the parameters that do not move in it."""
+        """Names of those of `weights` that do not move in it."""
         pieces = zip(*map(weights.unflatten, self.vectors), strict=True)
         moved = (any(bool(x.any()) for x in each) for each in pieces)
         return tuple(name for name, does in zip(weights.names, moved, strict=True) if not does)
@@ -206,7 +206,7 @@ def plane_through(
         a: the weights at the centre: a module, or what `state_dict()` gives.
         b: those on the first axis.
         c: the third.
-        parameters: as for `line_between`.
+        parameters: which move; default all that require gradients, as for `line_between`.
 
     Raises:
         ValueError: the weights are of another model, not finite, or on one line.
@@ -262,7 +262,7 @@ def plane_of(
     Args:
         model: of which all are weights.
         checkpoints: three or more, in their order: modules, or what `state_dict()` gives.
-        parameters: as for `line_between`.
+        parameters: which move; default all that require gradients, as for `line_between`.
 
     Cost: memory for the checkpoints and as much again for the largest tensor of all.
 

@@ -103,8 +103,8 @@ class Spectrum:
 
         Args:
             points: number of eigenvalues at which to give it; default 400.
-            width: standard deviation of the Gaussian, above 0; default 1 % of the range of the
-                spectrum.
+            width: standard deviation of the Gaussian, above 0; default None: 1 % of the range of
+                the spectrum.
         """
         check.positive_int("points", points)
         low, high = float(self.nodes.min()), float(self.nodes.max())
@@ -398,7 +398,8 @@ def density(
         H: an operator of this package, any scipy `LinearOperator` or a matrix.
         products: how many to take; default 40.
         points: number of eigenvalues at which to give it; default 400.
-        width: standard deviation of the Gaussian; default 1 % of the range of the spectrum.
+        width: standard deviation of the Gaussian, above 0; default None: 1 % of the range of the
+            spectrum.
         seed: of the random starts; default 0.
 
     Cost: the products. Whoever wants the trace or eigenvalues too asks `spectrum`, once.

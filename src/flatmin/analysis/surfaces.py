@@ -163,7 +163,7 @@ def surface(
             weights. "batch": of each batch, which then is evaluated whole. "reestimated": the mean
             over the batches at each point, weighted by size; what to take between checkpoints.
         metrics: further means of the same forward pass, by name: functions of the outputs of the
-            model and the batch; "accuracy" for `{"accuracy": analysis.accuracy}`.
+            model and the batch; "accuracy" for `{"accuracy": analysis.accuracy}`; default None.
         parameters: which move, where `directions` is no plane, which says it; default all that
             require gradients.
         seed: of the random directions; default 0.

@@ -27,12 +27,12 @@ class EpisodeSampler:
         ways: classes of a task.
         shots: samples of each class to adapt to.
         queries: further samples of each class to be judged by; default 15, as in the literature.
-        seed: of the draws.
-        rotations: of square images by quarter turns: "none"; "classes" makes each turn of a class
-            a class of its own, four times as many (Santoro et al. 2016); "drawn" turns each class
-            of a task by chance, without new classes.
-        prepare: from drawn samples to what the model takes, such as uint8 to float; default as
-            they are.
+        seed: of the draws; default 0.
+        rotations: of square images by quarter turns: "none" (default); "classes" makes each turn of
+            a class a class of its own, four times as many (Santoro et al. 2016); "drawn" turns each
+            class of a task by chance, without new classes.
+        prepare: from drawn samples to what the model takes, such as uint8 to float; default
+            None: as they are.
 
     Raises:
         ValueError: there are fewer classes than `ways`, or a class has too few samples.

@@ -131,10 +131,12 @@ class MetaLearner(nn.Module):
             code; False takes it for a constant, which costs less. Default True.
         adapted: names of the parameters that inner steps move; default all that require a
             gradient.
-        learned_rates: True makes `inner_lr` a meta-parameter for each weight (Meta-SGD).
+        learned_rates: True makes `inner_lr` a meta-parameter for each weight (Meta-SGD); default
+            False.
         batching: how the tasks of a meta-batch run: "loop", one after another; "vmap", all at
-            once; a number, so many at once; "auto" tries these on the first meta-batch and keeps
-            the fastest, which `batching_says` tells. The numbers are the same but for rounding.
+            once; a number, so many at once; "auto" (default) tries these on the first meta-batch
+            and keeps the fastest, which `batching_says` tells. The numbers are the same but for
+            rounding.
         shared: True averages the meta-gradient over the processes of torchrun, each of which
             brings tasks of its own. Default False.
 
@@ -218,9 +220,9 @@ class MetaLearner(nn.Module):
             w: where the steps start.
             x: inputs of the support set, or of all of them with the tasks in front.
             y: targets, likewise.
-            steps: how many; default those of the learner.
-            plainly: whether to leave out what `lower` looks for.
-            differentiable: whether a gradient can flow back to `w` through the steps.
+            steps: how many; default None: those of the learner.
+            plainly: whether to leave out what `lower` looks for; default False.
+            differentiable: whether a gradient can flow back to `w` through the steps; default True.
         """
         second = differentiable and not self.first_order
         lower = None if plainly or self.lower is None or not self.lower.looks else self.lower
@@ -277,7 +279,7 @@ class MetaLearner(nn.Module):
     # The outer loop.
 
     def forward(self, tasks: Sequence[Task]) -> Tensor:
-        """The mean query loss after adaptation, with its graph to the meta-parameters."""
+        """The mean query loss of `tasks` after adaptation, with its graph to meta-parameters."""
         tasks = self._ready(tasks)
         size = self._form(tasks)
         return torch.cat([self._query(tasks[part], size) for part in cut(len(tasks), size)]).mean()
@@ -375,8 +377,9 @@ class MetaLearner(nn.Module):
 
         Args:
             tasks: any number of them; they run in chunks as in training.
-            steps: inner steps; default those of training.
-            plainly: True adapts without what `lower` looks for, as Sharp-MAML's released test does.
+            steps: inner steps; default None: those of training.
+            plainly: True adapts without what `lower` looks for, as Sharp-MAML's released test does;
+                default False.
         """
         tasks = self._ready(tasks)
         size = self._form(tasks)
@@ -405,7 +408,10 @@ class MetaLearner(nn.Module):
     def adapted(
         self, x: Tensor, y: Tensor, *, steps: int | None = None, plainly: bool = False
     ) -> nn.Module:
-        """A copy of the model, fitted to the support set `x`, `y` of one task."""
+        """A copy of the model, fitted to the support set `x`, `y` of one task.
+
+        `steps` and `plainly` are as for `evaluate`.
+        """
         with torch.enable_grad():
             start = self._functional.vector().detach()
             w = self.adapt(x=x, y=y, w=start, steps=steps, plainly=plainly, differentiable=False)

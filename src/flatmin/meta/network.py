@@ -33,15 +33,21 @@ def conv4(
         channels: of the images.
         size: of their side, in pixels; at least 16.
         ways: classes of a task.
-        filters: of each convolution; 64 for Omniglot, and 64 or 32 for Mini-ImageNet.
+        filters: of each convolution; 64 for Omniglot, and 64 or 32 for Mini-ImageNet; default 64.
         down: how each block halves the image: "pool" by 2 x 2 max-pooling, "stride" by
             convolutions with stride 2, followed by the mean over the image (the Omniglot network
-            of the MAML paper).
+            of the MAML paper); default "pool".
 
     With 64 filters it has 112,261 parameters for Omniglot at 5 ways, 113,236 at 20 ways and 121,093
     for Mini-ImageNet at 5 ways.
 
     Reference: Vinyals et al. 2016, arXiv:1606.04080; Finn et al. 2017, arXiv:1703.03400, §5.2.
+
+    Examples:
+        >>> import flatmin
+        >>> model = flatmin.meta.conv4(channels=1, size=28, ways=5, down="stride")
+        >>> sum(p.numel() for p in model.parameters())
+        112261
     """
     check.one_of("down", down, ("stride", "pool"))
     for name, value in (("channels", channels), ("ways", ways), ("filters", filters)):

@@ -29,11 +29,11 @@ class FunctionalProbe:
         losses: of the primary batch, and of the auxiliary one if it is another. Left out, the
             primary batch is both, and its gradient at the weights is taken once.
         rho: radius, at least 0.
-        geometry: the metric of the climb.
+        geometry: the metric of the climb; default None: the Euclidean one.
         parameters: the parameters that the vector holds, in order and by name, for geometries that
-            choose among them; default one that is everything.
-        memory: what earlier steps have kept; default nothing.
-        step: how many steps of this task were taken before.
+            choose among them; default None: one that is everything.
+        memory: what earlier steps have kept; default None: nothing.
+        step: how many steps of this task were taken before; default 0.
         differentiable: whether the looks can be differentiated in turn. Default True.
 
     Cost: one gradient at once, and one for each further look.
@@ -88,7 +88,7 @@ class FunctionalProbe:
     # Measure.
 
     def dot(self, a: Vector, b: Vector) -> Scalar:
-        """`aᵀb` over all parameters: a tensor `()` or `(tasks,)`."""
+        """`aᵀb`, of `a` and `b`, over all parameters: a tensor `()` or `(tasks,)`."""
         if not (a.terms and b.terms):
             return 0.0
         x = a.block(0)
@@ -132,7 +132,7 @@ class FunctionalProbe:
         return list(self._parameters)[i]
 
     def each(self, j: int, value: Callable[[int], float]) -> Tensor:
-        """A block like the weights that holds `value(i)` all over parameter `i`."""
+        """Block `j`, like the weights, that holds `value(i)` all over parameter `i`."""
         sizes = [p.numel() for p in self._parameters.values()]
         if "" in self._parameters:
             sizes = [self._w.shape[-1]]
@@ -160,7 +160,7 @@ class FunctionalProbe:
     def primary(
         self, at: Vector | None = None, samples: Tensor | None = None, *, last: bool = False
     ) -> Generator[Any, Any, Vector]:
-        """The gradient on the primary batch at `w + at`."""
+        """The gradient on the primary batch at `w + at`; `samples` are refused, `last` is free."""
         del last  # nobody waits for it
         if samples is not None:
             raise ValueError(
@@ -185,7 +185,7 @@ class FunctionalProbe:
 
     @staticmethod
     def run(answer: Result[T]) -> T:
-        """What a part has found: a direction that looks is over when it is asked for."""
+        """What a part has found, by its `answer`: one that looks is over when it is asked for."""
         if not isinstance(answer, Generator):
             return cast(T, answer)
         try:
@@ -204,7 +204,7 @@ class FunctionalProbe:
         return self._memory.get(name)
 
     def keep(self, name: str, value: Vector) -> None:
-        """Keep `value` for later steps: in `kept`, which is the `memory` of the next probe."""
+        """Keep `value` under `name` for later steps: `kept` is the `memory` of the next probe."""
         if value.terms:
             self.kept[name] = Vector(Term([value.block(0)]))
 

@@ -12,9 +12,19 @@ from torch import Tensor
 class Task(NamedTuple):
     """A support set to adapt to, and a query set to be judged by.
 
-    Fields:
-        support_x, support_y: inputs and targets to adapt to, sample by sample.
-        query_x, query_y: the same to be judged by.
+    Args:
+        support_x: inputs to adapt to, (samples, ...).
+        support_y: their targets, (samples, ...).
+        query_x: inputs to be judged by, (samples, ...).
+        query_y: their targets, (samples, ...).
+
+    Examples:
+        >>> import torch
+        >>> from flatmin.meta import Task
+        >>> x = torch.linspace(-1, 1, 10).unsqueeze(-1)
+        >>> task = Task(x[::2], x[::2].sin(), x[1::2], x[1::2].sin())
+        >>> task.query_y.shape
+        torch.Size([5, 1])
     """
 
     support_x: Tensor
@@ -23,7 +33,7 @@ class Task(NamedTuple):
     query_y: Tensor
 
     def to(self, device: torch.device | str) -> Task:
-        """The task on another device."""
+        """The task on `device`."""
         return Task(*(part.to(device) for part in self))
 
 

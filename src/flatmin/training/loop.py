@@ -51,17 +51,25 @@ def train(
 
     Args:
         training: what to do.
-        data: the data set of `training`, if it is already loaded.
+        data: the data set of `training`, if it is already loaded; default None, which loads it.
         watch: called after each epoch with its number, from 1, and its results; with many
             processes, by the first. A run that is taken up again calls it for its further epochs.
+            Default None.
         checkpoints: a folder of this run's own, or its URL, in which each epoch is saved, and from
-            which the run is taken up; `flatmin.training.checkpoints.remove` removes them.
+            which the run is taken up; `flatmin.training.checkpoints.remove` removes them. Default
+            None: nothing is saved.
         device: on which to train; default the GPU, if there is one, or else the CPU.
         parallel: what each process holds of the model, where `torch.distributed` is initialised:
-            all of it ("ddp") or a shard ("fsdp2").
+            all of it ("ddp") or a shard ("fsdp2"); default "ddp".
         observer: makes what does the `training.analysis`; default None, where there is none to do.
 
     Raises InputError where something of `training` does not exist or does not fit.
+
+    Examples:
+        >>> from flatmin.training import Training, train
+        >>> run = train(Training(data="digits", model="mlp", method="sam", epochs=1, limit=200))
+        >>> len(run.epochs), run.cost.ratio
+        (1, 2.0)
     """
     if training.analysis and observer is None:
         raise InputError(

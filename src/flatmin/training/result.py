@@ -72,7 +72,7 @@ class Run:
         return self.__dict__.get("_model")
 
     def with_model(self, model: nn.Module) -> Run:
-        """The same run, which has its model."""
+        """The same run, which has `model`."""
         object.__setattr__(self, "_model", model)
         return self
 

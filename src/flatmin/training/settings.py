@@ -45,9 +45,11 @@ class Training:
         rho: radius; None for the method's default.
         seed: of weights, order, augmentation, auxiliary batches, noise, held-out images and the
             method's own coins.
-        epochs, batch: number of passes over the training images; images a step. The images that
-            do not fill a last batch are left out of the epoch, other ones each time.
-        lr, weight_decay: of the base optimizer; None leaves it to a base of your own.
+        epochs: number of passes over the training images.
+        batch: images a step. The images that do not fill a last batch are left out of the epoch,
+            other ones each time.
+        lr: learning rate of the base optimizer; None leaves it to a base of your own.
+        weight_decay: of the base optimizer; None likewise.
         momentum: of SGD; the first of Adam's betas; None likewise.
         noise: share of wrong labels in [0, 1), or "human:<column>".
         limit: number of training images; None for all.

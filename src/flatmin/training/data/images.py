@@ -33,9 +33,10 @@ class ImageData:
     Fields:
         name: as given to `load`.
         classes: names of the classes, by label.
-        train_images, test_images: uint8 (n, channels, size + margin, size + margin), decoded or
-            `Streamed`.
-        train_labels, test_labels: int64 (n,).
+        train_images: uint8 (n, channels, size + margin, size + margin), decoded or `Streamed`.
+        train_labels: int64 (n,).
+        test_images: as `train_images`.
+        test_labels: int64 (n,).
         train_rows: int64 (n,), where each training image stood in the whole training set.
         margin: pixels by which the images are larger than what a model sees of them.
         validation: names of the training classes that are to validate on, where the set says so.
@@ -125,6 +126,12 @@ def load(
             kept a seventh larger.
 
     Raises InputError where the name is unknown, the data is missing or the limit impossible.
+
+    Examples:
+        >>> from flatmin.training import load
+        >>> data = load("digits", limit=100)
+        >>> data.train_images.shape, len(data.test_labels)
+        (torch.Size([100, 1, 8, 8]), 360)
     """
     content = _open(name, root, size)
     rows = _limited(name, content.train.labels, len(content.classes), limit)
