@@ -142,7 +142,7 @@ class Parameters:
     def displacement(
         self, space: Space, v: Tensor, leaves: Sequence[Tensor] | None = None
     ) -> Vector:
-        """A flat vector `v` as the engine's, laid out as `space`, for the parameters or `leaves`."""
+        """A flat vector `v` as the engine's, laid out as `space`, for parameters or `leaves`."""
         pieces = self.like(v, leaves)
         return Vector(Term(space.join([space.piece(i, x) for i, x in enumerate(pieces)])))
 
