@@ -170,9 +170,17 @@ class LambdaRho(RhoScheduler):
 
         Args:
             state_dict: what `state_dict` gave.
+
+        Raises ValueError where it is of another number of functions; nothing is loaded then.
         """
         state_dict = dict(state_dict)
-        for each, kept in zip(self.rho_lambdas, state_dict.pop("rho_lambdas"), strict=True):
+        attributes = state_dict.pop("rho_lambdas")
+        if len(attributes) != len(self.rho_lambdas):
+            raise ValueError(
+                f"the state is of {len(attributes)} functions and this schedule has "
+                f"{len(self.rho_lambdas)}: make it as the one that was saved"
+            )
+        for each, kept in zip(self.rho_lambdas, attributes, strict=True):
             if kept is not None:
                 vars(each).update(kept)
         super().load_state_dict(state_dict)

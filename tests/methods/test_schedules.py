@@ -219,6 +219,18 @@ def test_functions_are_not_saved_and_callable_objects_are():
     assert resumed.get_last_rho() == pytest.approx([0.2, 1.2])
 
 
+@pytest.mark.parametrize("count", (1, 3))
+def test_a_state_of_other_functions_is_refused_and_nothing_is_loaded(count: int):
+    schedule = schedules.LambdaRho(two_groups(), [Growing(0.5), Growing(0.7)])
+    saved = path(schedule, 2) and schedule.state_dict()
+    saved["rho_lambdas"] = [{"slope": 7.0}] * count
+    resumed = schedules.LambdaRho(two_groups(), [Growing(1.0), Growing(2.0)])
+    was = copy.deepcopy(resumed.state_dict())
+    with pytest.raises(ValueError, match=f"the state is of {count} functions and this sch.* has 2"):
+        resumed.load_state_dict(saved)
+    assert resumed.state_dict() == was
+
+
 @every_schedule
 def test_a_group_that_is_added_later_moves_too(name: str):
     optimizer = two_groups()
