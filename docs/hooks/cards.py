@@ -23,10 +23,13 @@ import flatmin
 from flatmin import methods
 from flatmin.documentation import SHARED
 from flatmin.methods import Method
+from flatmin.studies.meta import section as of_episodes
+from flatmin.studies.meta.testing import TestTable
 from flatmin.studies.plan import recipe
 from flatmin.studies.plan.recipe import Recipe
 from flatmin.studies.report import paper, runs, section, text
 from flatmin.studies.report.paper import PaperTable
+from flatmin.studies.report.runs import Record
 from flatmin.studies.report.summary import INTERVALS, Line
 
 PROJECT = Path(__file__).parents[2]
@@ -328,6 +331,9 @@ def measured() -> list[Measured]:
     """Every line of every table of accuracies in `results/`."""
     found = []
     for record in runs.records([str(PROJECT / "results")]):
+        if record.episodes:
+            found += _few_shot(record)
+            continue
         about = section.of_record(record)
         says = record.plan.says.strip().removesuffix(".")
         words = f"{about.title}.{f' Here: {says}.' if says else ''}"
@@ -338,6 +344,35 @@ def measured() -> list[Measured]:
                     cells = _cells(block, line, [f"`{about.name}`", *labels])
                     found.append(Measured(about.name, words, line.method, cells))
     return found
+
+
+def _few_shot(record: Record) -> Iterator[Measured]:
+    """The lines of a table of few-shot learning: over its trainings, as all others."""
+    about = of_episodes.of_record(record)
+    for block in of_episodes.blocks_of(record):
+        table = block.table
+        base, sam = (_called(table, name) for name in ("sgd", "sam"))
+        for line in table.lines:
+            leads = [
+                table.trainings.lead(line.title, other) if other not in ("", line.title) else None
+                for other in (base, sam)
+            ]
+            mark = "**" if table.rank(line) else ""
+            value = text.spread(table.over_trainings(line))
+            cells = (
+                ", ".join([f"`{about.name}`", *block.labels, line.title]),
+                f"{mark}{value}{mark}",
+                *(text.difference(lead) if lead else "" for lead in leads),
+                f"{line.rho:g}" if line.method != "sgd" else "–",
+                "",
+                str(len(line.seeds)),
+            )
+            words = f"{about.title}. Here: {record.plan.says.strip().removesuffix('.')}."
+            yield Measured(about.name, words, line.method, cells)
+
+
+def _called(table: TestTable, method: str) -> str:
+    return next((line.title for line in table.lines if line.method == method), "")
 
 
 def _cells(block: PaperTable, line: Line, where: list[str]) -> tuple[str, ...]:

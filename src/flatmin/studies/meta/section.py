@@ -37,9 +37,9 @@ class Block:
 def of_record(record: Record) -> Section:
     """What there is to say about a run of a recipe of few-shot learning."""
     assert isinstance(record.plan, ScaledRecipe)
-    plan, found = record.plan, recipes.restored(record.plan, record.episodes)
-    axes = {axis: tuple(values) for axis, values in plan.grid.items() if len(values) > 1}
-    blocks = [_block(plan, tuple(axes), each) for each in _places(found)]
+    plan, blocks = record.plan, blocks_of(record)
+    axes = _axes(plan)
+    found = [each for block in blocks for each in block.findings]
     return section.of_plan(
         plan,
         record,
@@ -52,6 +52,13 @@ def of_record(record: Record) -> Section:
         paper=any(finding.entry.printed is not None for finding in found),
         made=section.provenance(each.made for finding in found for each in finding.tested),
     )
+
+
+def blocks_of(record: Record) -> list[Block]:
+    """Every place of the grid."""
+    assert isinstance(record.plan, ScaledRecipe)
+    found = recipes.restored(record.plan, record.episodes)
+    return [_block(record.plan, each) for each in _places(found)]
 
 
 CURVE = Figure(
@@ -78,9 +85,14 @@ def _places(found: Sequence[Finding]) -> list[tuple[Finding, ...]]:
     return [tuple(group) for _, group in itertools.groupby(found, lambda each: each.entry.at)]
 
 
-def _block(plan: ScaledRecipe, axes: tuple[str, ...], found: tuple[Finding, ...]) -> Block:
+def _axes(plan: ScaledRecipe) -> dict[str, tuple[str, ...]]:
+    """Those with several labels."""
+    return {axis: tuple(values) for axis, values in plan.grid.items() if len(values) > 1}
+
+
+def _block(plan: ScaledRecipe, found: tuple[Finding, ...]) -> Block:
     labels = next(
-        tuple(setting.position[axis] for axis in axes)
+        tuple(setting.position[axis] for axis in _axes(plan))
         for setting in plan.settings
         if recipes.place(setting.position) == found[0].entry.at
     )
@@ -92,11 +104,12 @@ def _table(blocks: Sequence[Block]) -> Table:
     printed = any(each.entry.printed is not None for block in blocks for each in block.findings)
     columns = (
         Column("Method"),
-        Column("Accuracy", "%, ± half of the 95 % interval over tasks"),
+        Column("Accuracy", "%, mean ± sd"),
         Column("Runs"),
+        Column("Over tasks", "%, ± half of the 95 % interval"),
         Column(f"Difference to {first}, over tasks", "points, 95 % interval"),
         Column(f"Difference to {first}, over seeds", "points, 95 % interval"),
-        Column("After the last step", "%"),
+        Column("After the last step", "%, the same"),
         Column("ρ", "tuned" if any(e.judged for b in blocks for e in b.findings) else "as set"),
         Column("Meta-training", "s"),
         Column("Diverged", "tasks"),
@@ -115,8 +128,12 @@ def _entry(block: Block, found: Finding, line: TestedMethod, printed: bool) -> E
         line.title,
         block.table.rank(line),
         (
-            TableCell(_half(line.best), text.number(theirs) if printed and theirs else ""),
+            TableCell(
+                text.spread(block.table.over_trainings(line)),
+                text.number(theirs) if printed and theirs else "",
+            ),
             TableCell(str(len(line.seeds))),
+            TableCell(_half(line.best)),
             TableCell(text.difference(line.gap)),
             TableCell(text.difference(line.gap_of_trainings)),
             TableCell(_half(line.last)),

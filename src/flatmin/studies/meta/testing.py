@@ -118,6 +118,7 @@ class TestedMethod:
 
     Fields:
         title: of the method; `method` is its name.
+        rho: its radius, of the first training.
         seeds: of its trainings.
         best, last: mean accuracy in percent, with half of its 95 % interval over the tasks.
         gap: best minus that of the first method, paired over the tasks that both were tested on;
@@ -130,6 +131,7 @@ class TestedMethod:
 
     title: str
     method: str
+    rho: float
     seeds: tuple[int, ...]
     best: tuple[float, float]
     last: tuple[float, float]
@@ -167,6 +169,10 @@ class TestTable:
     def repeated(self) -> bool:
         """Whether there are trainings enough of every method; without, nothing can be told."""
         return all(len(line.seeds) >= SEEDS for line in self.lines)
+
+    def over_trainings(self, line: TestedMethod) -> Spread:
+        """The accuracy of its trainings."""
+        return Spread.of(list(self.trainings.values[line.title].values()))
 
     def rank(self, line: TestedMethod) -> str:
         """For the leader "best", "level" for what the seeds do not tell from it, or empty."""
@@ -230,6 +236,7 @@ def table(methods: Mapping[str, Sequence[Tested]]) -> TestTable:
             TestedMethod(
                 title,
                 members[0].settings.method,
+                members[0].settings.rho or 0.0,
                 tuple(sorted(each.settings.seed for each in members)),
                 (Spread.of(best).mean, training.half_width(best)),
                 (Spread.of(last).mean, training.half_width(last)),
