@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STEPS = "tests/methods tests/engine/test_walk.py tests/engine/test_vec.py"
 """What notices most, and is done in half a minute; the rest runs where it has not."""
 
+SURFACE = "tests/documents/test_public_surface.py"
 PROCESSES = "tests/distributed"
 ENGINE = "tests/engine"
 
@@ -35,7 +36,10 @@ ROOMS = {
         ["direction", "geometry", "policy", "selection", "descent"],
         [STEPS, ENGINE, PROCESSES],
     ),
-    "optimizer": (["optimizer.py", "schedules.py", "methods.py"], [STEPS, ENGINE, PROCESSES]),
+    "optimizer": (
+        ["optimizer.py", "schedules.py", "methods.py"],
+        [f"{STEPS} {SURFACE}", ENGINE, PROCESSES],
+    ),
     "statistics": (
         ["studies/report/statistics.py"],
         ["tests/studies/test_compare_statistics.py", "tests/studies/test_compare_summary.py"],
