@@ -251,6 +251,16 @@ def test_parameters_that_share_memory_are_refused_by_name():
     assert all(torch.equal(x, before[n]) for n, x in model.state_dict().items())
 
 
+def test_parameters_of_two_types_that_share_memory_are_refused():
+    flat = torch.randn(4, dtype=torch.float64)
+    within = nn.Parameter(flat[1:3])
+    for other in (flat.view(torch.float32)[0:6:5], flat.view(torch.float32)[5:7]):
+        params = [nn.Parameter(other), within]
+        optimizer = flatmin.SAM(torch.optim.SGD(params, lr=0.0))
+        with pytest.raises(ValueError, match="share memory"):
+            optimizer.step(lambda: sum((p.double() ** 2).sum() for p in params))
+
+
 def test_views_that_are_apart_are_welcome():
     flat = torch.randn(40)
     params = [nn.Parameter(flat[:10]), nn.Parameter(flat[10:40].view(5, 6)[:, :3])]
