@@ -588,9 +588,9 @@ class _State:
 
 
 def _alike(a: Any, b: Any) -> bool:
+    """Are two states of one generator, which have the same entries, equal?"""
     if isinstance(a, dict):
-        mine = cast("dict[str, Any]", a)
-        return mine.keys() == b.keys() and all(_alike(x, b[name]) for name, x in mine.items())
+        return all(_alike(x, b[name]) for name, x in cast("dict[str, Any]", a).items())
     return a.tobytes() == b.tobytes() if hasattr(a, "tobytes") else a == b
 
 
