@@ -592,6 +592,9 @@ class SharpnessAware(Wrapper):
         evaluated = self._masters.evaluated if self._masters else None
         space = Space(_once(groups), evaluated, ascending, names_in(self.model))
         before = self._walk
+        for p in before.space.params if before else ():
+            if not p.requires_grad:  # frozen since: the base is not to take our last gradient again
+                p.grad = None
         for p, shape, dtype in space.changed(before.space) if before else ():
             self._fit_buffers(p, shape, dtype, space.name_of(p))
         walk = Walk(space, groups)

@@ -68,6 +68,25 @@ def test_loading_between_steps_gives_the_same_bits_as_not_having_stepped(method)
     assert_same_bits(other.run(3).bits(), whole.run(3).bits())
 
 
+@pytest.mark.parametrize("grows", (True, False))
+@every_method_somewhere
+def test_a_parameter_may_be_let_go_or_frozen_between_steps(method, base, groups, grows: bool):
+    """As fine-tuning does, layer by layer: from there on as a training that begins so."""
+    trainer, other = (Trainer(method, base, groups, seed=seed) for seed in (0, 1))
+    for each in (trainer, other):
+        each.model[4].weight.requires_grad_(not grows)
+    walk = trainer.run(1).optimizer._walk
+    assert trainer.run(1).optimizer._walk is walk  # nothing is laid out anew where nothing changed
+    other.model[4].weight.requires_grad_(grows)
+    trainer.model[4].weight.requires_grad_(grows)
+    other.model.load_state_dict(trainer.model.state_dict())
+    other.optimizer.load_state_dict(copy.deepcopy(trainer.optimizer.state_dict()))
+    other.steps = trainer.steps
+    was = trainer.model[4].weight.detach().clone()
+    assert_same_bits(other.run(2).bits(), trainer.run(2).bits())
+    assert torch.equal(trainer.model[4].weight, was) is not grows
+
+
 @everywhere
 def test_a_saved_state_is_not_moved_by_later_steps(method, base, groups):
     trainer = Trainer(method, base, groups).run(2)
