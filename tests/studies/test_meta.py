@@ -410,7 +410,7 @@ def made_up(gap: float, seeds: int = 3) -> Record:
             values = 50 + gap * low + torch.randn(40, generator=noise)
             rows = [training.Validation(2, 1.0, 50.0, 1.0, 3.0, 0)]
             settings = dataclasses.replace(entry.usual, seed=seed, rho=0.01)
-            accuracies = tuple(values.tolist())
+            accuracies = tuple(round(value, 4) for value in values.tolist())
             tested.append(
                 testing.Tested(settings, accuracies, accuracies, rows, {"device": "drawn"})
             )

@@ -46,9 +46,14 @@ class Tested:
     made: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def as_data(self) -> dict[str, Any]:
-        """For a file."""
-        rows = [vars(row) for row in self.history]
-        return {**vars(self), "settings": self.settings.as_data(), "history": rows}
+        """For a file; accuracies to four digits behind the point, which keeps it small."""
+        return {
+            **vars(self),
+            "settings": self.settings.as_data(),
+            "best": [round(accuracy, 4) for accuracy in self.best],
+            "last": [round(accuracy, 4) for accuracy in self.last],
+            "history": [vars(row) for row in self.history],
+        }
 
     @classmethod
     def of_data(cls, content: Mapping[str, Any]) -> Tested:
