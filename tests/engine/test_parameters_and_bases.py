@@ -15,11 +15,14 @@ import torch
 import torch.distributed as dist
 from tables import IMAGES, LABELS, METHODS
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.functional import cross_entropy
 
 import flatmin
 from flatmin import methods
 from flatmin.engine.several import Several
+from flatmin.engine.space import Space
 
 every_method = pytest.mark.parametrize("method", METHODS)
 
@@ -235,6 +238,16 @@ def test_buckets_of_a_world_of_one(views: bool, named: bool, monkeypatch: Any):
         options = {"model": wrapped} if named else {}
         run(method, wrapped, torch.optim.SGD(ours.parameters(), lr=0.05), **options)
         assert same_bits(usual, ours), method
+
+
+@pytest.mark.usefixtures("_alone_in_a_world")
+def test_a_shard_that_has_moved_is_noticed():
+    mesh = init_device_mesh("cpu", (1,))
+    p = nn.Parameter(distribute_tensor(torch.randn(4, 3), mesh, [Shard(0)]))
+    space = Space([[p]])
+    assert space.still_holds()
+    p._local_tensor = p._local_tensor.clone()
+    assert not space.still_holds()
 
 
 # --- one place in memory

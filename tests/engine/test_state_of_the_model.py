@@ -266,6 +266,27 @@ def test_all_random_numbers_are_drawn_once_a_batch(method: str):
     assert random.random() == expected[0]
 
 
+@pytest.mark.parametrize("seed", range(4))  # words that are larger than before, and smaller
+def test_a_generator_that_has_gone_once_round_is_brought_back(seed: int):
+    """MT19937 draws 624 words at once: after as many its position is the same again."""
+    model, seen = nn.Linear(32, 10), []
+    generator = np.random.Generator(np.random.MT19937(seed))
+    generator.bytes(4)
+    optimizer = flatmin.SAM(
+        torch.optim.SGD(model.parameters(), lr=0.1), model=model, replay_random=[generator]
+    )
+
+    def loss() -> Tensor:
+        seen.append(generator.bytes(4 * 624))
+        loss = cross_entropy(model(IMAGES[:8]), LABELS[:8])
+        loss.backward()
+        return loss
+
+    optimizer.step(loss)
+    optimizer.step(loss)
+    assert seen[0] == seen[1] != seen[2] == seen[3]
+
+
 def test_random_numbers_are_as_before_after_a_step_that_raises():
     noise = Noise()
     model = nn.Sequential(nn.Linear(32, 10), noise)
