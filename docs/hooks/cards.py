@@ -24,7 +24,6 @@ from flatmin import methods
 from flatmin.documentation import SHARED
 from flatmin.methods import Method
 from flatmin.studies.meta import section as of_episodes
-from flatmin.studies.meta.testing import TestTable
 from flatmin.studies.plan import recipe
 from flatmin.studies.plan.recipe import Recipe
 from flatmin.studies.report import paper, runs, section, text
@@ -351,28 +350,20 @@ def _few_shot(record: Record) -> Iterator[Measured]:
     about = of_episodes.of_record(record)
     for block in of_episodes.blocks_of(record):
         table = block.table
-        base, sam = (_called(table, name) for name in ("sgd", "sam"))
         for line in table.lines:
-            leads = [
-                table.trainings.lead(line.title, other) if other not in ("", line.title) else None
-                for other in (base, sam)
-            ]
             mark = "**" if table.rank(line) else ""
             value = text.spread(table.over_trainings(line))
             cells = (
                 ", ".join([f"`{about.name}`", *block.labels, line.title]),
                 f"{mark}{value}{mark}",
-                *(text.difference(lead) if lead else "" for lead in leads),
+                text.difference(line.gap_of_trainings) if line.gap_of_trainings else "",
+                "",  # to SAM
                 f"{line.rho:g}" if line.method != "sgd" else "–",
                 "",
                 str(len(line.seeds)),
             )
             words = f"{about.title}. Here: {record.plan.says.strip().removesuffix('.')}."
             yield Measured(about.name, words, line.method, cells)
-
-
-def _called(table: TestTable, method: str) -> str:
-    return next((line.title for line in table.lines if line.method == method), "")
 
 
 def _cells(block: PaperTable, line: Line, where: list[str]) -> tuple[str, ...]:
