@@ -19,7 +19,7 @@ import yaml
 
 from flatmin.cli import main
 from flatmin.meta import EpisodeSampler
-from flatmin.studies.meta import page, pools, section, testing, training
+from flatmin.studies.meta import page, pools, running, section, testing, training
 from flatmin.studies.meta import recipes as few_shot
 from flatmin.studies.meta.pools import Pools
 from flatmin.studies.plan import recipe as recipes
@@ -387,13 +387,13 @@ def test_a_cell_whose_process_dies_is_named_and_the_same_again_goes_on(omniglot:
         InputError,
         match=r"Low, trial of ρ 0.*: its process died \(exit status 3\); the same command",
     ):
-        few_shot.run(plan, Path("out"), workers=2, tell=lambda cell: Dies())
-    found = few_shot.run(plan, Path("out"), workers=2)
+        running.run(plan, Path("out"), workers=2, tell=lambda cell: Dies())
+    found = running.run(plan, Path("out"), workers=2)
     assert [len(each.tested) for each in found] == [2, 2]
     assert all(each.made["threads a run"] == "1" for one in found for each in one.tested)
     shutil.rmtree(omniglot / "data")
     with pytest.raises(InputError, match="no data for omniglot"):  # said by a worker, in one line
-        few_shot.run(plan, Path("elsewhere"), workers=2)
+        running.run(plan, Path("elsewhere"), workers=2)
 
 
 def made_up(gap: float, seeds: int = 3) -> Record:
@@ -415,9 +415,9 @@ def made_up(gap: float, seeds: int = 3) -> Record:
                 testing.Tested(settings, accuracies, accuracies, rows, {"device": "drawn"})
             )
         judged = {0.01: 51.0, 0.5: 49.0} if entry.radii else {}
-        found.append(few_shot.Finding(entry, judged, tuple(tested)))
-    content = json.loads(json.dumps(few_shot.exported(plan, "own.yaml", found)))
-    assert few_shot.restored(plan, content["episodes"]) == found
+        found.append(running.Finding(entry, judged, tuple(tested)))
+    content = json.loads(json.dumps(running.exported(plan, "own.yaml", found)))
+    assert running.restored(plan, content["episodes"]) == found
     return Record("own", plan, {}, asked="own.yaml", episodes=content["episodes"])
 
 

@@ -116,7 +116,7 @@ def _tasks(
 ) -> int:
     """The table of few-shot learning that a recipe asks for."""
     from flatmin.cli.meta import StepReport
-    from flatmin.studies.meta import recipes, section
+    from flatmin.studies.meta import running, section
     from flatmin.studies.report import export, html, runs
     from flatmin.studies.store import files
     from flatmin.training.errors import InputError
@@ -128,10 +128,10 @@ def _tasks(
                 f"it out, or share a training by torchrun and flatmin meta train"
             )
     _announce(recipe, plan, workers)
-    found = recipes.run(
+    found = running.run(
         plan, folder, workers=workers, tell=lambda cell: StepReport(f"{cell.name}: ")
     )
-    exported = recipes.exported(plan, wanted.recipe, found)
+    exported = running.exported(plan, wanted.recipe, found)
     path = folder / "report.html"
     with files.told(path, AGAIN):
         files.write(folder / "results.json", files.as_json(exported))

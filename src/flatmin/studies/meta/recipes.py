@@ -1,25 +1,19 @@
-"""The tables of few-shot learning: every cell a training and its test, several at once."""
+"""What a table of few-shot learning is made of: every cell a training, most of them tested."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
 
 from flatmin import methods
-from flatmin.studies.meta import testing, training
-from flatmin.studies.meta.pools import Pools
-from flatmin.studies.plan import serialization, tuning
+from flatmin.studies.meta import training
+from flatmin.studies.plan import tuning
 from flatmin.studies.plan.fewshot import FewShot
 from flatmin.studies.plan.grid import ScaledRecipe
 from flatmin.studies.plan.schema import Changes, Position
-from flatmin.studies.run.processes import Child
-from flatmin.training.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -70,58 +64,6 @@ class Cell:
         return f"{at}{self.entry.label}, {what}"
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What an entry has come to.
-
-    Fields:
-        entry: the method and its place.
-        judged: best accuracy on the validation classes by radius, over the trials.
-        tested: its trainings, seed by seed.
-    """
-
-    entry: FewShotEntry
-    judged: Mapping[float, float]
-    tested: tuple[testing.Tested, ...]
-
-    @property
-    def edge(self) -> bool:
-        """Whether the chosen radius is the smallest or the largest that was tried."""
-        return bool(self.judged) and _best(self.judged) in (min(self.judged), max(self.judged))
-
-
-def exported(plan: ScaledRecipe, asked: str, found: Sequence[Finding]) -> dict[str, Any]:
-    """All of it, as `flatmin report` reads it; `asked` is what `flatmin run` was given."""
-    episodes = [
-        {
-            "at": each.entry.at,
-            "label": each.entry.label,
-            "judged": [[rho, accuracy] for rho, accuracy in each.judged.items()],
-            "tested": [tested.as_data() for tested in each.tested],
-        }
-        for each in found
-    ]
-    return {"plan": serialization.described(plan, asked), "runs": [], "episodes": episodes}
-
-
-def restored(plan: ScaledRecipe, episodes: Sequence[Mapping[str, Any]]) -> list[Finding]:
-    """What `exported` has put into a file. Raises InputError where it is not whole."""
-    known = {(each.at, each.label): each for each in entries(plan)}
-    try:
-        return [
-            Finding(
-                known[each["at"], each["label"]],
-                dict(each["judged"]),
-                tuple(map(testing.Tested.of_data, each["tested"])),
-            )
-            for each in episodes
-        ]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise InputError(
-            "what this run of few-shot learning has found cannot be read: run it again"
-        ) from None
-
-
 def entries(plan: ScaledRecipe) -> Iterator[FewShotEntry]:
     """Every method at every place of a recipe at a scale."""
     full = {
@@ -157,60 +99,6 @@ def _protocol(changes: Changes) -> tuple[object, ...]:
     return FewShot.of(changes, 0).problem[:-1]
 
 
-def run(
-    plan: ScaledRecipe,
-    folder: Path,
-    *,
-    workers: int = 1,
-    tell: Callable[[Cell], training.Tell] | None = None,
-) -> list[Finding]:
-    """Train and test what is missing in `folder`, each cell in a folder of its own.
-
-    Where radii are to be chosen, each is tried by the same number of trainings, with seeds of
-    their own, and judged by the best model's accuracy on the validation classes; of equals the
-    smallest is taken.
-
-    Args:
-        plan: of a recipe of few-shot learning.
-        folder: for all of it; what is finished there is not done again.
-        workers: processes that do cells at once, one thread each; with 1 this process does them.
-        tell: gives what hears of the meta-steps of a cell; with several workers it is pickled.
-    """
-    doer = Doer(folder)
-    if workers > 1:
-        _together(plan, folder, workers, tell)
-
-    def done(cell: Cell) -> testing.Tested | None:
-        return doer.do(cell, None if tell is None else tell(cell))
-
-    found: list[Finding] = []
-    for entry in entries(plan):
-        for trial in trials(plan, entry):
-            done(trial)
-        scores = judged(plan, entry, folder)
-        assert scores is not None, "every trial is done"
-        tested = [done(cell) for cell in evaluation(plan, entry, scores)]
-        found.append(Finding(entry, scores, tuple(each for each in tested if each is not None)))
-    return found
-
-
-class Doer:
-    """Does cells, one after another, in folders below `folder`."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._pools: tuple[FewShot, Pools] | None = None  # of one at a time
-
-    def do(self, cell: Cell, tell: training.Tell | None) -> testing.Tested | None:
-        """Train, and test what is to be tested; what is finished already is read."""
-        settings, folder = cell.settings, self._folder / cell.folder
-        if self._pools is None or self._pools[0] != settings:
-            self._pools = settings, Pools.load(settings)
-        pools = self._pools[1]
-        training.train(settings, pools, folder, tell=tell)
-        return None if cell.chooses else testing.measured(settings, pools, folder)
-
-
 def trials(plan: ScaledRecipe, entry: FewShotEntry) -> Iterator[Cell]:
     """What a radius is chosen by."""
     for rho, seed in itertools.product(entry.radii, range(1, _trials(plan) + 1)):
@@ -232,12 +120,12 @@ def evaluation(
     plan: ScaledRecipe, entry: FewShotEntry, scores: Mapping[float, float]
 ) -> Iterator[Cell]:
     """What is tested, with the radius that is best by `scores`."""
-    rho = _best(scores) if scores else entry.usual.rho
+    rho = best(scores) if scores else entry.usual.rho
     for seed in range(plan.seeds):
         yield Cell(entry, replace(entry.usual, rho=rho, seed=seed))
 
 
-def _known(plan: ScaledRecipe, folder: Path) -> Iterator[Cell]:
+def known(plan: ScaledRecipe, folder: Path) -> Iterator[Cell]:
     """The cells that can be done by now: those that choose radii first."""
     every = list(entries(plan))
     for entry in every:
@@ -248,67 +136,11 @@ def _known(plan: ScaledRecipe, folder: Path) -> Iterator[Cell]:
             yield from evaluation(plan, entry, scores)
 
 
-def _together(
-    plan: ScaledRecipe, folder: Path, count: int, tell: Callable[[Cell], training.Tell] | None
-) -> None:
-    """Do all cells in so many processes; however this ends, they end with it."""
-    begun = set[str]()
-    idle: list[_Worker] = []
-    busy: dict[object, tuple[_Worker, Cell]] = {}
-    team: list[_Worker] = []
-    try:
-        team.extend(_Worker(folder, index) for index in range(count))
-        idle.extend(team)
-        while True:
-            for cell in _known(plan, folder):
-                if idle and cell.folder not in begun:
-                    begun.add(cell.folder)
-                    worker = idle.pop()
-                    worker.pipe.send((cell, None if tell is None else tell(cell)))
-                    busy[worker.pipe] = worker, cell
-            if not busy:
-                return
-            for pipe in wait([worker.pipe for worker, _ in busy.values()]):
-                worker, cell = busy.pop(pipe)
-                worker.heard(cell)
-                idle.append(worker)
-    finally:
-        for worker in team:
-            worker.child.stop()
-
-
-class _Worker:
-    """A process that does the cells which are sent to it, one after another."""
-
-    def __init__(self, folder: Path, index: int) -> None:
-        self.pipe, theirs = Pipe()
-        self.child = Child(_serve, theirs, folder, index=index)
-        theirs.close()
-
-    def heard(self, cell: Cell) -> None:
-        """Return if `cell` is done; InputError if its process has ended over it."""
-        try:
-            self.pipe.recv()
-        except (EOFError, OSError):
-            how = self.child.ended()
-            raise InputError(
-                f"{cell.name}: its process died ({how}); the same command continues"
-            ) from None
-
-
-def _serve(pipe: Connection[Any, Any], folder: Path) -> None:
-    doer = Doer(folder)
-    while True:
-        cell, tell = pipe.recv()
-        doer.do(cell, tell)
-        pipe.send(None)
-
-
 def _trials(plan: ScaledRecipe) -> int:
     """Of each radius."""
     return 0 if plan.tune is None else plan.tune.seeds
 
 
-def _best(scores: Mapping[float, float]) -> float:
+def best(scores: Mapping[float, float]) -> float:
     """The radius with the highest score; of equals the smallest."""
     return max(sorted(scores), key=lambda rho: scores[rho])

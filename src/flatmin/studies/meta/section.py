@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flatmin.studies.meta import page, recipes, testing
-from flatmin.studies.meta.recipes import Finding
+from flatmin.studies.meta import page, recipes, running, testing
+from flatmin.studies.meta.running import Finding
 from flatmin.studies.meta.testing import TestedMethod, TestTable
 from flatmin.studies.plan.grid import ScaledRecipe
 from flatmin.studies.report import section, text
@@ -57,7 +57,7 @@ def of_record(record: Record) -> Section:
 def blocks_of(record: Record) -> list[Block]:
     """Every place of the grid."""
     assert isinstance(record.plan, ScaledRecipe)
-    found = recipes.restored(record.plan, record.episodes)
+    found = running.restored(record.plan, record.episodes)
     return [_block(record.plan, each) for each in _places(found)]
 
 
