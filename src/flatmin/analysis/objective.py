@@ -63,7 +63,7 @@ class Objective:
         >>> model = nn.Linear(1, 1, bias=False)
         >>> at = Objective(model, lambda m, x: m(x).square().mean(), torch.ones(4, 1))
         >>> loss, gradient = at.value_and_gradient()
-        >>> abs(loss - float(model.weight) ** 2) < 1e-6, gradient.shape
+        >>> abs(loss - model.weight.item() ** 2) < 1e-6, gradient.shape
         (True, torch.Size([1]))
     """
 

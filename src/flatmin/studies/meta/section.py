@@ -21,7 +21,7 @@ from flatmin.studies.report.tables import Column, Entry, Group, Table, TableCell
 
 
 @dataclass(frozen=True)
-class Block:
+class GridPlace:
     """One place of the grid: what each method has come to there, and the table of it."""
 
     labels: tuple[str, ...]
@@ -54,7 +54,7 @@ def of_record(record: Record) -> Section:
     )
 
 
-def blocks_of(record: Record) -> list[Block]:
+def blocks_of(record: Record) -> list[GridPlace]:
     """Every place of the grid."""
     assert isinstance(record.plan, ScaledRecipe)
     found = running.restored(record.plan, record.episodes)
@@ -90,16 +90,18 @@ def _axes(plan: ScaledRecipe) -> dict[str, tuple[str, ...]]:
     return {axis: tuple(values) for axis, values in plan.grid.items() if len(values) > 1}
 
 
-def _block(plan: ScaledRecipe, found: tuple[Finding, ...]) -> Block:
+def _block(plan: ScaledRecipe, found: tuple[Finding, ...]) -> GridPlace:
     labels = next(
         tuple(setting.position[axis] for axis in _axes(plan))
         for setting in plan.settings
         if recipes.place(setting.position) == found[0].entry.at
     )
-    return Block(labels, found, testing.table({each.entry.label: each.tested for each in found}))
+    return GridPlace(
+        labels, found, testing.table({each.entry.label: each.tested for each in found})
+    )
 
 
-def _table(blocks: Sequence[Block]) -> Table:
+def _table(blocks: Sequence[GridPlace]) -> Table:
     first = blocks[0].table.lines[0].title
     printed = any(each.entry.printed is not None for block in blocks for each in block.findings)
     columns = (
@@ -121,7 +123,7 @@ def _table(blocks: Sequence[Block]) -> Table:
     return Table(columns, tuple(groups))
 
 
-def _entry(block: Block, found: Finding, line: TestedMethod, printed: bool) -> Entry:
+def _entry(block: GridPlace, found: Finding, line: TestedMethod, printed: bool) -> Entry:
     theirs = found.entry.printed
     rho = found.tested[0].settings.rho if found.tested[0].settings.method != "sgd" else None
     return Entry(
@@ -149,7 +151,7 @@ def _half(value: tuple[float, float]) -> str:
     return f"{value[0]:.1f} ± {value[1]:.1f}"
 
 
-def _verdict(plan: ScaledRecipe, blocks: Sequence[Block]) -> Verdict:
+def _verdict(plan: ScaledRecipe, blocks: Sequence[GridPlace]) -> Verdict:
     """Which methods differ from the first, as far as tasks and seeds both tell."""
     if plan.smoke_only:
         return Verdict("It runs; its numbers say nothing about methods", text.sentence(plan.says))
@@ -196,15 +198,15 @@ def _both(line: TestedMethod) -> str:
     return f"{over_tasks} points over tasks, {text.difference(_gap(line))} over seeds"
 
 
-def _pairs(blocks: Sequence[Block]) -> int:
+def _pairs(blocks: Sequence[GridPlace]) -> int:
     return sum(len(block.table.lines) - 1 for block in blocks)
 
 
-def _where(block: Block) -> str:
+def _where(block: GridPlace) -> str:
     return f" ({', '.join(block.labels)})" if block.labels else ""
 
 
-def _remarks(blocks: Sequence[Block]) -> Iterator[str]:
+def _remarks(blocks: Sequence[GridPlace]) -> Iterator[str]:
     yield (
         f"Accuracy is that of the model which was best on the validation classes, over "
         f"{blocks[0].table.tasks} test tasks that are the same for all. Differences over tasks say "
@@ -228,7 +230,7 @@ def _tried(found: Finding) -> str:
     return ", ".join(f"{rho:g} ({accuracy:.1f} %)" for rho, accuracy in found.judged.items())
 
 
-def _data(axes: Mapping[str, Sequence[str]], blocks: Sequence[Block]) -> dict[str, Any]:
+def _data(axes: Mapping[str, Sequence[str]], blocks: Sequence[GridPlace]) -> dict[str, Any]:
     """What the plots show."""
     drawn = [page.curves(block.table) for block in blocks]
     for block, each in zip(blocks, drawn, strict=True):
