@@ -11,7 +11,7 @@ from flatmin.studies.meta import page, recipes, running, testing
 from flatmin.studies.meta.running import Finding
 from flatmin.studies.meta.testing import TestedMethod, TestTable
 from flatmin.studies.plan.grid import ScaledRecipe
-from flatmin.studies.report import section, text
+from flatmin.studies.report import section, tables, text
 from flatmin.studies.report.figures import Figure
 from flatmin.studies.report.runs import Record
 from flatmin.studies.report.section import Section
@@ -108,10 +108,10 @@ def _table(blocks: Sequence[GridPlace]) -> Table:
         Column("Method"),
         Column("Accuracy", "%, mean ± sd"),
         Column("Runs"),
-        Column("Over tasks", "%, ± half of the 95 % interval"),
+        Column("Over tasks", "± half of the 95 % interval"),
         Column(f"Difference to {first}, over tasks", "points, 95 % interval"),
         Column(f"Difference to {first}, over seeds", "points, 95 % interval"),
-        Column("After the last step", "%, the same"),
+        Column("After the last step", "%, ± over tasks"),
         Column("ρ", "tuned" if any(e.judged for b in blocks for e in b.findings) else "as set"),
         Column("Meta-training", "s"),
         Column("Diverged", "tasks"),
@@ -120,7 +120,7 @@ def _table(blocks: Sequence[GridPlace]) -> Table:
         Group(block.labels, tuple(_entry(block, each, line, printed) for each, line in block.lines))
         for block in blocks
     ]
-    return Table(columns, tuple(groups))
+    return tables.folded(Table(columns, tuple(groups)))
 
 
 def _entry(block: GridPlace, found: Finding, line: TestedMethod, printed: bool) -> Entry:
@@ -135,20 +135,16 @@ def _entry(block: GridPlace, found: Finding, line: TestedMethod, printed: bool) 
                 text.number(theirs) if printed and theirs else "",
             ),
             TableCell(str(len(line.seeds))),
-            TableCell(_half(line.best)),
+            TableCell(f"± {line.best[1]:.1f}"),
             TableCell(text.difference(line.gap)),
             TableCell(text.difference(line.gap_of_trainings)),
-            TableCell(_half(line.last)),
+            TableCell(f"{line.last[0]:.1f} ± {line.last[1]:.1f}"),
             TableCell("–" if rho is None else f"{rho:g}" + "*" * found.edge),
             TableCell(f"{line.seconds:.0f}"),
             TableCell(str(line.diverged)),
         ),
         (),
     )
-
-
-def _half(value: tuple[float, float]) -> str:
-    return f"{value[0]:.1f} ± {value[1]:.1f}"
 
 
 def _verdict(plan: ScaledRecipe, blocks: Sequence[GridPlace]) -> Verdict:

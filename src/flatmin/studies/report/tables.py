@@ -132,7 +132,7 @@ def table(layout: Layout, blocks: Iterable[PaperTable]) -> Table:
     """The cells of all blocks."""
     every = list(blocks)
     costs = [block.summary.common_cost for block in every]
-    return _folded(
+    return folded(
         Table(
             tuple(_columns(layout, costs)),
             tuple(
@@ -146,7 +146,7 @@ def table(layout: Layout, blocks: Iterable[PaperTable]) -> Table:
     )
 
 
-def _folded(whole: Table) -> Table:
+def folded(whole: Table) -> Table:
     """Without the columns that say the same of every method in every setting, or nothing."""
     entries = [entry for group in whole.groups for entry in group.entries]
     if len(entries) < 2:
