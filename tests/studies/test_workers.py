@@ -107,10 +107,13 @@ def test_a_worker_has_the_environment_of_the_moment(
         child = processes.Child(tell_environment, tmp_path / given, index=0)
         assert not child.ended()
         assert (tmp_path / given).read_text() == given
+    monkeypatch.delenv("FLATMIN_DATA")
+    assert not processes.Child(tell_environment, tmp_path / "none", index=0).ended()
+    assert (tmp_path / "none").read_text() == "not set"
 
 
 def tell_environment(path: Path) -> None:
-    path.write_text(os.environ["FLATMIN_DATA"])
+    path.write_text(os.environ.get("FLATMIN_DATA", "not set"))
 
 
 def test_hundreds_of_cells_survive_a_dozen_kills_on_sqlite(tmp_path: Path):

@@ -24,7 +24,7 @@ from flatmin.studies.meta.recipes import (
 from flatmin.studies.plan import serialization
 from flatmin.studies.plan.fewshot import FewShot
 from flatmin.studies.plan.grid import ScaledRecipe
-from flatmin.studies.run.processes import Child
+from flatmin.studies.run.processes import Child, await_server
 from flatmin.training.errors import InputError
 
 
@@ -99,12 +99,17 @@ def run(
         workers: processes that do cells at once, one thread each; with 1 this process does them.
         tell: gives what hears of the meta-steps of a cell; with several workers it is pickled.
     """
-    doer = Doer(folder)
     if workers > 1:
-        _together(plan, folder, workers, tell)
+        together = _together(plan, folder, workers, tell)
 
-    def done(cell: Cell) -> testing.Tested | None:
-        return doer.do(cell, None if tell is None else tell(cell))
+        def done(cell: Cell) -> testing.Tested | None:
+            return together[cell.folder]
+
+    else:
+        doer = Doer(folder)
+
+        def done(cell: Cell) -> testing.Tested | None:
+            return doer.do(cell, None if tell is None else tell(cell))
 
     found: list[Finding] = []
     for entry in entries(plan):
@@ -136,12 +141,17 @@ class Doer:
 
 def _together(
     plan: ScaledRecipe, folder: Path, count: int, tell: Callable[[Cell], training.Tell] | None
-) -> None:
-    """Do all cells in so many processes; however this ends, they end with it."""
+) -> dict[str, testing.Tested | None]:
+    """Do all cells in so many processes; however this ends, they end with it.
+
+    Returns what came out, by folder.
+    """
+    found: dict[str, testing.Tested | None] = {}
     begun = set[str]()
     idle: list[_Worker] = []
     busy: dict[object, tuple[_Worker, Cell]] = {}
     team: list[_Worker] = []
+    await_server()
     try:
         team.extend(_Worker(folder, index) for index in range(count))
         idle.extend(team)
@@ -150,13 +160,13 @@ def _together(
                 if idle and cell.folder not in begun:
                     begun.add(cell.folder)
                     worker = idle.pop()
-                    worker.pipe.send((cell, None if tell is None else tell(cell)))
+                    worker.begin(cell, None if tell is None else tell(cell))
                     busy[worker.pipe] = worker, cell
             if not busy:
-                return
+                return found
             for pipe in wait([worker.pipe for worker, _ in busy.values()]):
                 worker, cell = busy.pop(pipe)
-                worker.heard(cell)
+                found[cell.folder] = worker.answer(cell)
                 idle.append(worker)
     finally:
         for worker in team:
@@ -171,20 +181,27 @@ class _Worker:
         self.child = Child(_serve, theirs, folder, index=index)
         theirs.close()
 
-    def heard(self, cell: Cell) -> None:
-        """Return if `cell` is done; InputError if its process has ended over it."""
+    def begin(self, cell: Cell, tell: training.Tell | None) -> None:
+        """Let it do a cell; InputError if the process has ended."""
         try:
-            self.pipe.recv()
+            self.pipe.send((cell, tell))
+        except OSError:
+            raise self._death(cell) from None
+
+    def answer(self, cell: Cell) -> testing.Tested | None:
+        """What came out of the cell that it is at; InputError if the process has ended over it."""
+        try:
+            return self.pipe.recv()
         except (EOFError, OSError):
-            how = self.child.ended()
-            raise InputError(
-                f"{cell.name}: its process died ({how}); the same command continues"
-            ) from None
+            raise self._death(cell) from None
+
+    def _death(self, cell: Cell) -> InputError:
+        how = self.child.ended()
+        return InputError(f"{cell.name}: its process died ({how}); the same command continues")
 
 
 def _serve(pipe: Connection[Any, Any], folder: Path) -> None:
     doer = Doer(folder)
     while True:
         cell, tell = pipe.recv()
-        doer.do(cell, tell)
-        pipe.send(None)
+        pipe.send(doer.do(cell, tell))

@@ -50,7 +50,7 @@ def run(
         tick(store, reported.now)
     count = min(count, reported.now.left)
     if count:
-        _await_server()
+        await_server()
     try:
         team.extend(Child(_work, store.location, plan, trainer, index=i) for i in range(count))
         while team:
@@ -173,7 +173,7 @@ def _bury(worker: Child, store: Store, how: str) -> None:
             store.release(cell, f"its worker died ({how})")
 
 
-def _await_server() -> None:
+def await_server() -> None:
     """Return once the server has imported everything: seconds in which an interrupt is heard."""
     with interrupts(signal.SIG_IGN):
         context = _context()
@@ -235,7 +235,8 @@ def _live(
     arguments: tuple[Any, ...],
 ) -> None:
     """The child's side. Any number of children gives the same rows: each has one thread."""
-    os.environ.update(environment)  # the server's is that of the time when it was started
+    os.environ.clear()  # of the server, which is that of the time when it was started
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     threading.Thread(target=_outlive_nobody, args=(pipe,), daemon=True).start()
     warnings.simplefilter("ignore", RuntimeWarning)  # skipped steps are counted and reported
