@@ -18,6 +18,7 @@ import torchrun
 import yaml
 
 from flatmin.cli import main
+from flatmin.cli.meta import StepReport
 from flatmin.meta import EpisodeSampler
 from flatmin.studies.meta import page, pools, running, section, testing, training
 from flatmin.studies.meta import recipes as few_shot
@@ -394,6 +395,33 @@ def test_a_cell_whose_process_dies_is_named_and_the_same_again_goes_on(omniglot:
     shutil.rmtree(omniglot / "data")
     with pytest.raises(InputError, match="no data for omniglot"):  # said by a worker, in one line
         running.run(plan, Path("elsewhere"), workers=2)
+
+
+@pytest.mark.parametrize(
+    "command",
+    (("run", "own.yaml", "--scale", "full", "--workers", "1"), ("meta", "train", *SHORT)),
+    ids=("run", "train"),
+)
+def test_an_interrupt_is_one_line_and_the_same_command_goes_on(
+    command: tuple[str, ...],
+    omniglot: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    Path("own.yaml").write_text(RECIPE)
+
+    def interrupted(self, wanted, step, *others):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StepReport, "__call__", interrupted)
+        assert main([*command, "--out", "out"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "flatmin: interrupted: out keeps every training up to its last checkpoint; "
+        "the same command continues"
+    )
+    assert main([*command, "--out", "out"]) == 0
 
 
 def made_up(gap: float, seeds: int = 3) -> Record:

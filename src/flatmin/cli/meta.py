@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flatmin.cli.messages import stop
+
 if TYPE_CHECKING:
     from flatmin.cli.arguments import MetaArguments, MetaTest, MetaTrain
     from flatmin.meta.batching import Batching
@@ -32,7 +34,10 @@ def _train(wanted: MetaTrain) -> int:
     settings = wanted.settings.checked()
     batching = _batching(wanted.batching)
     folder = wanted.out or Path("runs") / f"meta-{settings.data}-{settings.key}"
-    training.train(settings, Pools.load(settings), folder, batching=batching, tell=StepReport())
+    try:
+        training.train(settings, Pools.load(settings), folder, batching=batching, tell=StepReport())
+    except KeyboardInterrupt:
+        return stop(kept(folder), 130)
     if processes_lead():
         print(f"flatmin: {folder} is trained; next: flatmin meta test {folder}", file=sys.stderr)
     return 0
@@ -61,6 +66,14 @@ def _test(wanted: MetaTest) -> int:
         print(said)
         print(f"flatmin: {path}", file=sys.stderr)
     return 0
+
+
+def kept(folder: Path) -> str:
+    """What to say when training in `folder` is interrupted."""
+    return (
+        f"interrupted: {folder} keeps every training up to its last checkpoint; "
+        f"the same command continues"
+    )
 
 
 def processes_lead() -> bool:

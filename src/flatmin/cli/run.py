@@ -115,7 +115,7 @@ def _tasks(
     wanted: RunArguments, recipe: Recipe, plan: ScaledRecipe, folder: Path, workers: int
 ) -> int:
     """The table of few-shot learning that a recipe asks for."""
-    from flatmin.cli.meta import StepReport
+    from flatmin.cli.meta import StepReport, kept
     from flatmin.studies.meta import running, section
     from flatmin.studies.report import export, html, runs
     from flatmin.studies.store import files
@@ -128,9 +128,12 @@ def _tasks(
                 f"it out, or share a training by torchrun and flatmin meta train"
             )
     _announce(recipe, plan, workers)
-    found = running.run(
-        plan, folder, workers=workers, tell=lambda cell: StepReport(f"{cell.name}: ")
-    )
+    try:
+        found = running.run(
+            plan, folder, workers=workers, tell=lambda cell: StepReport(f"{cell.name}: ")
+        )
+    except KeyboardInterrupt:
+        return stop(kept(folder), 130)
     exported = running.exported(plan, wanted.recipe, found)
     path = folder / "report.html"
     with files.told(path, AGAIN):
