@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from collections import Counter
 from dataclasses import replace
@@ -512,6 +513,27 @@ def test_the_gradients_of_a_method_are_known_in_advance(method: str, gradients: 
     run = Training("digits", "mlp", method)
     assert estimate.gradients_a_step(run) == pytest.approx(gradients)
     assert estimate.samples_of(replace(run, epochs=3)) == pytest.approx(3 * 1437 * gradients)
+
+
+def test_more_workers_than_runs_save_no_hours(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    here = {
+        (runs, workers): estimate.CostEstimate(runs, 0.0, 3.0).hours_here(workers)
+        for runs in (1, 3, 20)
+        for workers in (1, 2, 16)
+    }
+    assert here == {
+        (1, 1): 6.0,
+        (1, 2): 6.0,
+        (1, 16): 6.0,
+        (3, 1): 6.0,
+        (3, 2): 3.0,
+        (3, 16): 2.0,
+        (20, 1): 6.0,
+        (20, 2): 3.0,
+        (20, 16): 0.75,
+    }
 
 
 def test_the_share_of_perturbed_steps_is_expected_as_the_paper_reports_it():

@@ -102,8 +102,9 @@ def _announce(recipe: Recipe, plan: ScaledRecipe, workers: int) -> None:
     from flatmin.studies.report import text
 
     cost = plan.estimate
+    runs = f"{cost.runs:,} {'run' if cost.runs == 1 else 'runs'}"
     print(
-        f"flatmin: {recipe.name} at the scale {plan.scale}: {cost.runs:,} runs, about "
+        f"flatmin: {recipe.name} at the scale {plan.scale}: {runs}, about "
         f"{text.duration(3600 * cost.hours_here(workers))} with {workers} "
         f"{'workers' if workers > 1 else 'worker'} here, estimated to a factor of two",
         file=sys.stderr,

@@ -121,9 +121,10 @@ class CostEstimate:
         return cls(len(every), sum(map(_samples_of_episodes, every)), seconds / 3600)
 
     def hours_here(self, workers: int) -> float:
-        """On this machine, with so many processes: a core for each, or a GPU."""
+        """On this machine, with so many processes: a core for each, or a GPU, and a run."""
         gpus = torch.cuda.device_count()
-        cores = min(workers, gpus) * GPU if gpus else min(workers, os.cpu_count() or 1)
+        at_once = min(workers, max(self.runs, 1), gpus or os.cpu_count() or 1)
+        cores = at_once * GPU if gpus else at_once
         return self.hours * 2 / cores
 
 
