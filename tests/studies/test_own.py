@@ -33,7 +33,7 @@ from flatmin.training import InputError, Training, own, train
 from flatmin.training.data.sample_batches import SampleRun
 from flatmin.training.data.samples import SampleData
 from flatmin.training.processes import ProcessGroup
-from flatmin.training.scores import accuracy, metric_of
+from flatmin.training.scores import accuracies, metric_of
 
 X = torch.randn(200, 4, generator=torch.Generator().manual_seed(1))
 Y = (X @ torch.tensor([1.0, -2.0, 3.0, 0.5]) > 0).long()
@@ -266,7 +266,7 @@ def test_padded_places_have_no_part_in_an_accuracy_and_batches_of_any_length_in_
     data = SampleData.of("words", (inputs, targets), (inputs, targets))
     group = ProcessGroup(torch.device("cpu"))
     examined = SampleRun(training, data, group).examined
-    assert accuracy(Twice(), Twice(), examined, group) == pytest.approx(100 * 5 / 6)
+    assert accuracies(Twice(), Twice(), examined, group) == pytest.approx([100 * 5 / 6])
     parts = [(torch.zeros(2, 3), torch.ones(2, 3), 2), (torch.zeros(1, 2), torch.zeros(1, 2), 1)]
     assert metric_of("min:torch.nn.functional:mse_loss", parts) == pytest.approx(2 / 3)
 
@@ -343,7 +343,10 @@ def test_folders_of_classes_and_parquet_files_are_further_test_sets(tmp_path: Pa
             for i in range(5)
         }
 
-    for name, classes, shade in (("birds", "ab", 10), ("shifted", "b", 20), ("others", "ax", 0)):
+    for name, classes, shade in (
+        *(("birds", "ab", 10), ("shifted", "ab", 20)),
+        *(("others", "ax", 0), ("lone", "b", 20)),
+    ):
         written(tmp_path / name, images(classes, shade))
     pixels = list(images("ba", 10).values())
     write_parquet(tmp_path / "rows" / "test.parquet", pixels, [0] * 5 + [1] * 5, ["b", "a"])
@@ -366,6 +369,8 @@ def test_folders_of_classes_and_parquet_files_are_further_test_sets(tmp_path: Pa
     others = str(tmp_path / "others")
     with pytest.raises(InputError, match=r"others: its classes x are not among a, b; name its"):
         compared(tmp_path / "out", **asked, examine=[others])
+    with pytest.raises(InputError, match=r"lone says nothing about 1 class: leave"):
+        compared(tmp_path / "out", **asked, examine=[str(tmp_path / "lone")])
 
 
 # Extending ------------------------------------------------------------------------------------

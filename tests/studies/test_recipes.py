@@ -515,6 +515,21 @@ def test_the_gradients_of_a_method_are_known_in_advance(method: str, gradients: 
     assert estimate.samples_of(replace(run, epochs=3)) == pytest.approx(3 * 1437 * gradients)
 
 
+def test_what_the_final_model_is_examined_on_is_counted_once_for_each_image():
+    def seconds(*examine: str) -> float:
+        return estimate.seconds_of(replace(run, examine=examine))
+
+    run = Training("cifar10", "cnn-2m", "sgd", epochs=1, limit=3)
+    alone = seconds()  # in which the test images are looked at once
+    for names, images in (
+        (("top-5",), 10_000),
+        (("cifar10-c:fog:3",), 10_000),
+        (("cifar10-c", "cifar10-c:top-5"), 75 * 10_000),
+        (("imagenet-r", "top-5", "some/folder"), 40_000),
+    ):
+        assert seconds(*names) - alone == pytest.approx(images / 10_000 * alone, rel=1e-3)
+
+
 def test_more_workers_than_runs_save_no_hours(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)

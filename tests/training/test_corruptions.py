@@ -215,6 +215,24 @@ def test_a_model_is_examined_on_corrupted_images():
     assert train(replace(SHORT, epochs=15, lr=0.05), made).accuracy == paler
 
 
+def test_what_looks_at_the_same_images_looks_at_them_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(corruptions, "ALL", (("fog", 1), ("contrast", 5)))
+    names = ("cifar10-c:top-5", "top-5", "cifar10-c", "cifar10-c:fog:1")
+    alone = {name: train(replace(SHORT, examine=(name,)), coloured()).examined for name in names}
+    made: list[tuple[str, int]] = []
+
+    def corrupted(images: Tensor, kind: str, severity: int) -> Tensor:
+        made.append((kind, severity))
+        return corrupt(images, kind, severity)
+
+    monkeypatch.setattr(corruptions, "corrupt", corrupted)
+    run = train(replace(SHORT, examine=names), coloured())
+    assert made == [("fog", 1), ("contrast", 5), ("fog", 1)]
+    assert list(run.examined) == list(names)
+    assert run.examined == {name: alone[name][name] for name in names}
+    assert run.examined["cifar10-c:top-5"] > run.examined["cifar10-c"]
+
+
 def test_the_whole_set_is_the_mean_over_kinds_and_severities(monkeypatch: pytest.MonkeyPatch):
     chosen = (("fog", 1), ("contrast", 5), ("shot-noise", 2))
     monkeypatch.setattr(corruptions, "ALL", chosen)

@@ -40,7 +40,8 @@ def renditions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("renditions")
 def test_of_a_set_with_some_of_the_classes_only_those_can_be_answered(shades: ImageData):
-    asked = find("imagenet-r", shades, RunData(SHORT, shades, ProcessGroup(torch.device("cpu"))))
+    ours = RunData(SHORT, shades, ProcessGroup(torch.device("cpu")))
+    (asked,) = find(["imagenet-r"], shades, ours)
     assert asked.among is not None
     assert asked.among.tolist() == [3, 8]
     scores = asked.of(lambda images: images @ torch.eye(10))
@@ -62,6 +63,12 @@ def test_other_classes_are_refused(shades: ImageData):
     fewer = replace(shades, classes=WNIDS[:8] + WNIDS[20:22])
     with pytest.raises(InputError, match="cannot be examined on imagenet-r: its classes"):
         train(replace(SHORT, examine=("imagenet-r",)), fewer)
+
+
+@pytest.mark.usefixtures("renditions")
+def test_five_guesses_among_two_classes_are_refused_before_training(shades: ImageData):
+    with pytest.raises(InputError, match="imagenet-r:top-5 says nothing about 2 classes"):
+        train(replace(SHORT, examine=("top-5", "imagenet-r:top-5")), shades)
 
 
 def test_corrupted_imagenet_is_read_by_kind_and_severity(tmp_path: Path):

@@ -22,7 +22,7 @@ from flatmin.training.data.batches import ImageSet
 from flatmin.training.data.memory import most_bytes, readable
 from flatmin.training.data.stream import Ahead, Streamed, pieces, spaced
 from flatmin.training.processes import ProcessGroup
-from flatmin.training.scores import accuracy
+from flatmin.training.scores import accuracies
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_test_images_are_decoded_while_the_ones_before_are_evaluated():
     def scores(x: Tensor) -> Tensor:
         return F.one_hot(x[:, 0, 0, 0].long(), 256)
 
-    assert accuracy(scores, torch.nn.Identity(), images, ProcessGroup.here("cpu")) == 100
+    assert accuracies(scores, torch.nn.Identity(), images, ProcessGroup.here("cpu")) == [100]
     assert sorted(row for _, rows in seen for row in rows) == list(range(1200))
     assert {rows[0] for who, rows in seen if who != "MainThread"} == {500, 1000}
 

@@ -13,8 +13,9 @@ The last two also go with "cifar100-c", and with "imagenet-c", whose images are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,17 @@ from flatmin.training.errors import InputError, unknown
 
 @dataclass(frozen=True, eq=False)
 class Examination:
-    """What to measure.
+    """Images to look at, and what is measured on them.
 
     Fields:
-        sets: the images, set by set, made when they are needed; the result is the mean over sets.
-        top: how many guesses the model has at each image.
+        guesses: how many the model has at each image, by name of the measurement.
+        sets: the images, set by set, made when they are needed; each result is the mean over sets.
         among: the classes between which it may choose, int64 (c,), which the labels number; None
             for all.
     """
 
+    guesses: Mapping[str, int]
     sets: Callable[[], Iterator[ImageSet | SampleSet]]
-    top: int = 1
     among: Tensor | None = None
 
     def of(self, scores: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -71,12 +72,14 @@ def require(name: str, data: AnyData) -> None:
     if isinstance(data, SampleData):
         _further(name, data)
         return
-    other, _ = _parsed(name, data)
+    other, guesses = _parsed(name, data)
     found, _, kind = other.partition(":")
     if not other or other == "digits" or other.startswith("hub:"):
         return
     if is_folder(other):
-        _matched(other, test_classes(other), data)
+        classes = test_classes(other)
+        _matched(other, classes, data)
+        _require_choice(name, guesses, len(classes))
     elif found.endswith("-c"):
         _require_corrupted(found, kind, data)
     elif other in sets.NAMED_SETS:
@@ -85,13 +88,26 @@ def require(name: str, data: AnyData) -> None:
         raise unknown("data set", other, ["digits", *sets.NAMED_SETS])
 
 
-def _parsed(name: str, data: ImageData) -> tuple[str, int]:
-    """The further set, empty for the test images themselves, and the number of guesses."""
+def split(name: str) -> tuple[str, int]:
+    """The further set in the name of a measurement, and the number of guesses at each image.
+
+    The set is empty for the test images themselves.
+    """
     other = name.removesuffix("top-5").removesuffix(":")
-    top = 5 if name.endswith("top-5") else 1
-    if top >= len(data.classes):
-        raise InputError(f"{name} says nothing about {len(data.classes)} classes: leave it away")
-    return other, top
+    return other, 5 if name.endswith("top-5") else 1
+
+
+def _parsed(name: str, data: ImageData) -> tuple[str, int]:
+    """As `split` has it; InputError where so many guesses say nothing."""
+    other, guesses = split(name)
+    _require_choice(name, guesses, len(data.classes))
+    return other, guesses
+
+
+def _require_choice(name: str, guesses: int, classes: int) -> None:
+    if guesses >= classes:
+        among = "1 class" if classes == 1 else f"{classes} classes"
+        raise InputError(f"{name} says nothing about {among}: leave it away")
 
 
 def is_folder(name: str) -> bool:
@@ -105,22 +121,45 @@ def _further(name: str, data: SampleData) -> Any:
     return data.further[name]
 
 
-def find(name: str, data: AnyData, run_data: RunData | SampleRun) -> Examination:
-    """The examination called `name`, of a model that learns from `data`.
+def find(names: Iterable[str], data: AnyData, run_data: RunData | SampleRun) -> list[Examination]:
+    """What the names ask of a model that learns from `data`; the same images are looked at once.
 
-    Raises InputError where its images do not exist, or have other classes or channels.
+    Raises InputError where images do not exist, or have other classes or channels.
     """
     if isinstance(data, SampleData) or isinstance(run_data, SampleRun):
         assert isinstance(data, SampleData)
         assert isinstance(run_data, SampleRun)
-        found = _further(name, data)
-        return Examination(lambda: iter([run_data.set(found)]))
-    other, top = _parsed(name, data)
+        samples, ours = data, run_data
+        return [
+            Examination({name: 1}, partial(_alone, ours, _further(name, samples))) for name in names
+        ]
+    return [
+        _examination(other, guesses, data, run_data)
+        for other, guesses in together(names, data).items()
+    ]
+
+
+def together(names: Iterable[str], data: ImageData) -> dict[str, dict[str, int]]:
+    """By further set, empty for the test images themselves: the names with their guesses."""
+    found: dict[str, dict[str, int]] = {}
+    for name in names:
+        other, guesses = _parsed(name, data)
+        found.setdefault(other, {})[name] = guesses
+    return found
+
+
+def _alone(run_data: SampleRun, samples: Any) -> Iterator[SampleSet]:
+    yield run_data.set(samples)
+
+
+def _examination(
+    other: str, guesses: Mapping[str, int], data: ImageData, run_data: RunData
+) -> Examination:
     if not other:
-        return Examination(lambda: iter([run_data.examined]), top)
+        return Examination(guesses, lambda: iter([run_data.examined]))
     found, _, kind = other.partition(":")
     if found.endswith("-c"):
-        return Examination(_corrupted(found, kind, data, run_data), top)
+        return Examination(guesses, _corrupted(found, kind, data, run_data))
     if is_folder(other):
         images = load_test(other, channels=data.channels, size=run_data.size)
     else:
@@ -131,7 +170,9 @@ def find(name: str, data: AnyData, run_data: RunData | SampleRun) -> Examination
             f"{data.channels} channels, not of {images.channels}"
         )
     among = _matched(other, images.classes, data)
-    return Examination(lambda: iter([_test(images, run_data)]), top, among)
+    for name, count in guesses.items():
+        _require_choice(name, count, len(images.classes))
+    return Examination(guesses, lambda: iter([_test(images, run_data)]), among)
 
 
 def _matched(name: str, classes: tuple[str, ...], data: ImageData) -> Tensor | None:

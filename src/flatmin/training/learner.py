@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,7 +33,7 @@ from flatmin.training.observer import Closures, Observer
 from flatmin.training.processes import ProcessGroup
 from flatmin.training.recorder import EpochSummary, Recorder
 from flatmin.training.resume import Session
-from flatmin.training.scores import Scores, accuracy, called, evaluated, metric_of, widened
+from flatmin.training.scores import Scores, accuracies, called, evaluated, metric_of, widened
 from flatmin.training.settings import Training
 
 
@@ -242,22 +242,24 @@ class Learner:
             total += loss.detach()
         return total
 
-    def measured(self, samples: ImageSet | SampleSet, scores: Scores, top: int = 1) -> float:
-        """Of the model on `samples`: its accuracy in %, or the metric of the run.
+    def measured(
+        self, samples: ImageSet | SampleSet, scores: Scores, guesses: Sequence[int] = (1,)
+    ) -> list[float]:
+        """Of the model on `samples`: its accuracies in %, or the metric of the run.
 
         Args:
             samples: any, shared among the ranks.
             scores: those of this learner, or what an examination makes of them.
-            top: how many guesses the model has.
+            guesses: how many the model has at each image, for each of the accuracies.
         """
         if self.answers:
-            return accuracy(scores, self.model, samples, self.group, top)
+            return accuracies(scores, self.model, samples, self.group, guesses)
         found = [
             (changed(outputs, Tensor.cpu), changed(batch.targets, Tensor.cpu), len(batch))
             for outputs, batch in evaluated(scores, self.model, samples, self.group)
         ]
         parts = [part for share in self.group.from_all(found) for part in share]
-        return metric_of(self.training.metric, parts)
+        return [metric_of(self.training.metric, parts)]
 
 
 class EpochMetrics:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -97,7 +97,7 @@ def _train(
 ) -> Run:
     ours = run_data(training, data, group)
     # Found now: what is missing, or does not fit, is better told before hours of training.
-    further = {name: evaluation.find(name, data, ours) for name in training.examine}
+    further = evaluation.find(training.examine, data, ours)
     learner = Learner.begin(training, ours, _model(training, data, ours, group), group)
     if observer is not None:
         if not isinstance(ours, RunData):
@@ -116,7 +116,7 @@ def _train(
         tuple(curve),
         learner.cost,
         chance=100 / len(data.classes) if data.classes else 0.0,
-        examined={name: _examined(learner, asked) for name, asked in further.items()},
+        examined=_examined(learner, further),
         observed=learner.recorder.values,
         analysed={} if learner.observer is None else learner.observer.values,
         device=group.name,
@@ -148,16 +148,21 @@ def _epoch(learner: Learner, ours: RunData | SampleRun, number: int) -> Epoch:
     learner.recorder.ended(outputs)
     if learner.observer is not None:
         learner.observer.ended(number)
+    (accuracy,) = learner.measured(ours.examined, learner.scores)
     return Epoch(
         loss=outputs.loss,
         train_accuracy=outputs.accuracy if learner.answers else math.nan,
-        accuracy=learner.measured(ours.examined, learner.scores),
+        accuracy=accuracy,
         passes=learner.cost.samples / ours.count,
         seconds=seconds,
     )
 
 
-def _examined(learner: Learner, asked: evaluation.Examination) -> float:
-    """Of the final model, the mean over the sets that were asked for."""
-    scores = asked.of(learner.scores)
-    return statistics.fmean(learner.measured(each, scores, asked.top) for each in asked.sets())
+def _examined(learner: Learner, further: Sequence[evaluation.Examination]) -> dict[str, float]:
+    """Of the final model, by name, the mean over the sets that were asked for."""
+    found: dict[str, float] = {}
+    for asked in further:
+        scores, guesses = asked.of(learner.scores), list(asked.guesses.values())
+        values = [learner.measured(each, scores, guesses) for each in asked.sets()]
+        found |= zip(asked.guesses, map(statistics.fmean, zip(*values, strict=True)), strict=True)
+    return {name: found[name] for name in learner.training.examine}

@@ -33,23 +33,28 @@ Scores = Callable[[Any], Any]
 """From the inputs of a batch to what the model makes of them."""
 
 
-def accuracy(
+def accuracies(
     scores: Scores,
     model: nn.Module,
     samples: ImageSet | SampleSet,
     group: ProcessGroup,
-    top: int = 1,
-) -> float:
-    """% of `samples` that `model`, in evaluation mode, gives their label in its `top` guesses."""
-    right = torch.zeros((), dtype=torch.int64, device=group.device)
+    guesses: Sequence[int] = (1,),
+) -> list[float]:
+    """% of `samples` that `model`, in evaluation mode, gives their label in so many guesses."""
+    right = torch.zeros(len(guesses), dtype=torch.int64, device=group.device)
     count = torch.zeros((), dtype=torch.int64, device=group.device)
     # Whole numbers, so that any number of ranks finds the same; a share may be empty.
     for outputs, batch in evaluated(scores, model, samples, group):
-        # of equal scores, argmax takes the first and topk any
-        guesses = outputs.topk(top, 1).indices if top > 1 else outputs.argmax(1, keepdim=True)
-        right += (guesses == batch.targets.unsqueeze(1)).sum()
+        targets = batch.targets.unsqueeze(1)
+        right += torch.stack([(_best(outputs, each) == targets).sum() for each in guesses])
         count += (batch.targets >= 0).sum()  # padded places are labelled below 0
-    return 100 * int(group.total(right)) / max(1, int(group.total(count)))
+    images, right = max(1, int(group.total(count))), group.total(right)
+    return [100 * int(each) / images for each in right]
+
+
+def _best(outputs: Tensor, guesses: int) -> Tensor:
+    # of equal scores, argmax takes the first and topk any
+    return outputs.topk(guesses, 1).indices if guesses > 1 else outputs.argmax(1, keepdim=True)
 
 
 @torch.no_grad()

@@ -18,7 +18,8 @@ import torch
 from flatmin.policy import LargeGradient
 from flatmin.studies.plan.analyses import asked
 from flatmin.studies.plan.fewshot import FewShot
-from flatmin.training import own
+from flatmin.training import evaluation, own
+from flatmin.training.data import corruptions
 from flatmin.training.settings import Training
 
 
@@ -48,6 +49,9 @@ SETS: Mapping[str, SetSize] = {
     "mini-imagenet": SetSize(38_400, 12_000, 84),
 }
 """By name."""
+
+TESTED = {name: known.test for name, known in SETS.items()} | {"imagenet-r": 30_000}
+"""Images to test on, by name, also of what is only tested on."""
 
 NETWORKS: Mapping[str, tuple[float, int]] = {
     "mlp": (0.1, 8),
@@ -138,14 +142,24 @@ def samples_of(training: Training) -> float:
 
 
 def seconds_of(training: Training) -> float:
-    """Of two processor cores, for the steps of one run and an evaluation after each epoch."""
+    """Of two processor cores: the steps of one run, evaluations after each epoch and at the end."""
     known = SETS.get(training.data)
     if known is None:
         return 0.0
     held_out = _images(training) * training.holdout
-    evaluated = training.epochs * (held_out or known.test)
+    evaluated = training.epochs * (held_out or known.test) + _examined(training)
     # a forward pass is a third of a forward and a backward pass
     return (samples_of(training) + evaluated / 3) * _seconds_per_sample(training, known.side)
+
+
+def _examined(training: Training) -> int:
+    """Images that the final model is looked at with: those of a folder are not known."""
+    images = 0
+    for other in {evaluation.split(name)[0] for name in training.examine}:
+        name, _, kind = (other or training.data).partition(":")
+        every = len(corruptions.ALL) if name.endswith("-c") and not kind else 1
+        images += every * TESTED.get(name.removesuffix("-c"), 0)
+    return images
 
 
 def _episodes(settings: FewShot) -> float:
