@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import originals
@@ -28,6 +29,7 @@ from flatmin.studies.plan.fewshot import FewShot
 from flatmin.studies.plan.recipe import Recipe
 from flatmin.studies.report import export, html
 from flatmin.studies.report.runs import Record
+from flatmin.studies.run import processes
 from flatmin.training.errors import InputError
 
 SMALL = FewShot(
@@ -412,11 +414,12 @@ def test_an_interrupt_is_one_line_and_the_same_command_goes_on(
 
     def interrupted(self, wanted, step, *others):
         if step == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patched:
         patched.setattr(StepReport, "__call__", interrupted)
-        assert main([*command, "--out", "out"]) == 130
+        with processes.interrupts(lambda *_: pytest.fail("it would end at once")):
+            assert main([*command, "--out", "out"]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == (
         "flatmin: interrupted: out keeps every training up to its last checkpoint; "
         "the same command continues"

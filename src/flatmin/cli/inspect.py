@@ -106,7 +106,7 @@ def _print(seen: Inspection) -> None:
         table.add_column(title, justify="left" if title == "model" else "right")
     for each in seen.models:
         table.add_row(*cells(each))
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, emoji=False)
     console.print(table)
     for remark in seen.remarks:
         console.print(remark)

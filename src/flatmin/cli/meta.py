@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,12 +31,15 @@ def meta(wanted: MetaArguments) -> int:
 def _train(wanted: MetaTrain) -> int:
     from flatmin.studies.meta import training
     from flatmin.studies.meta.pools import Pools
+    from flatmin.studies.run.processes import interrupts
 
     settings = wanted.settings.checked()
     batching = _batching(wanted.batching)
     folder = wanted.out or Path("runs") / f"meta-{settings.data}-{settings.key}"
     try:
-        training.train(settings, Pools.load(settings), folder, batching=batching, tell=StepReport())
+        with interrupts(signal.default_int_handler):
+            pools = Pools.load(settings)
+            training.train(settings, pools, folder, batching=batching, tell=StepReport())
     except KeyboardInterrupt:
         return stop(kept(folder), 130)
     if processes_lead():

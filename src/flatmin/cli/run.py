@@ -119,6 +119,7 @@ def _tasks(
     from flatmin.cli.meta import StepReport, kept
     from flatmin.studies.meta import running, section
     from flatmin.studies.report import export, html, runs
+    from flatmin.studies.run import processes
     from flatmin.studies.store import files
     from flatmin.training.errors import InputError
 
@@ -130,9 +131,10 @@ def _tasks(
             )
     _announce(recipe, plan, workers)
     try:
-        found = running.run(
-            plan, folder, workers=workers, tell=lambda cell: StepReport(f"{cell.name}: ")
-        )
+        with processes.interrupts(signal.default_int_handler):
+            found = running.run(
+                plan, folder, workers=workers, tell=lambda cell: StepReport(f"{cell.name}: ")
+            )
     except KeyboardInterrupt:
         return stop(kept(folder), 130)
     exported = running.exported(plan, wanted.recipe, found)

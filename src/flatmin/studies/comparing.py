@@ -375,7 +375,7 @@ class ComparisonResult:
         from rich.console import Console
 
         text = io.StringIO()
-        console = Console(file=text, width=140, highlight=False)
+        console = Console(file=text, width=140, highlight=False, emoji=False)
         terminal.print_comparison(self.outcome, self.summary, None, console)
         return text.getvalue().strip("\n")
 

@@ -39,7 +39,7 @@ class ConsoleColumn:
 def console(piped: int) -> Console:
     """The standard output: as wide as the terminal, or as $COLUMNS says, or else `piped`."""
     known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal()
-    return Console(width=None if known else piped, highlight=False)
+    return Console(width=None if known else piped, highlight=False, emoji=False)
 
 
 def table(

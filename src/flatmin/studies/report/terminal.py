@@ -42,7 +42,7 @@ class ProgressBar:
         self._start = time.monotonic()
         self._pause = pause
         self._told = self._start
-        console = Console(stderr=True)
+        console = Console(stderr=True, emoji=False)
         # four frames a second: drawing takes time from the training next to it
         self._bar = RichProgress(
             TextColumn("{task.description}"),
