@@ -76,6 +76,23 @@ class Dies(Nothing):
 
 
 @dataclass(frozen=True)
+class AwaitsKills(Nothing):
+    """Goes on only where enough workers were killed: one for every `every` cells, less one.
+
+    Each kill leaves a file in `folder`. Else a busy machine has the cells done between two of the
+    moments at which somebody could be killed.
+    """
+
+    folder: Path
+    every: float
+
+    def do(self, training: Training, watch: Watch) -> Row:
+        while training.seed >= (len(list(self.folder.iterdir())) + 1) * self.every:
+            time.sleep(0.01)
+        return super().do(training, watch)
+
+
+@dataclass(frozen=True)
 class Allocates(Nothing):
     """Takes 16 MiB and frees them, again and again; counts the pages that the system gave."""
 

@@ -22,7 +22,7 @@ import torch
 from comparisons import comparison
 from optuna.trial import TrialState
 from postgres import serving
-from trivial import Allocates, Dies, Many, Nothing, Raises, cell, row
+from trivial import Allocates, AwaitsKills, Dies, Many, Nothing, Raises, cell, row
 
 from flatmin.studies.plan.tuning import Progress
 from flatmin.studies.report.status import Status
@@ -54,27 +54,29 @@ def trials(store: Store) -> list[Any]:
     return store._storage.get_all_trials(store._study, deepcopy=False)
 
 
-def killing(times: int, total: int) -> tuple[Callable[[Store, Progress], None], set[int]]:
-    """What kills workers at random moments, spread over the run, and whom it has killed."""
-    chance, killed = random.Random(0), set[int]()
+def killing(times: int, every: float, killed: Path) -> Callable[[Store, Progress], None]:
+    """What kills `times` workers at random moments, one for every `every` cells that are done."""
+    chance = random.Random(0)
 
     def tick(store: Store, _: Progress) -> None:
-        if len(killed) < times and len(store.rows) >= len(killed) * 0.95 * total / times:
+        count = len(list(killed.iterdir()))
+        if count < times and len(store.rows) >= count * every:
             at_work = {running.owner for running in store.running.values()}
             alive = sorted(owner.pid for owner in at_work if not owner.gone)
             if alive:
                 pid = chance.choice(alive)
                 os.kill(pid, signal.SIGKILL)
-                killed.add(pid)
+                (killed / f"{count}: {pid}").touch()
 
-    return tick, killed
+    return tick
 
 
 def survive(location: StudyLocation, total: int, kills: int) -> None:
-    store = Store.open(location, IDENTITY)
-    tick, killed = killing(kills, total)
-    processes.run(store, Many(total), Nothing(), 4, tick, pause=0.1)
-    assert len(killed) == kills
+    store, every = Store.open(location, IDENTITY), 0.95 * total / kills
+    (killed := location.folder / "killed").mkdir()
+    tick = killing(kills, every, killed)
+    processes.run(store, Many(total), AwaitsKills(killed, every), 4, tick, pause=0.1)
+    assert len(list(killed.iterdir())) == kills
     assert not multiprocessing.active_children()
     assert not store.failures
     again = Store.join(location)
