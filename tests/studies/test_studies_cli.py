@@ -292,7 +292,7 @@ def test_postgresql_without_its_driver_is_one_line(
 
 def test_a_killed_run_goes_on_from_its_checkpoints_bit_for_bit(tmp_path: Path):
     """Everything is killed amid two long cells; another worker takes them up."""
-    fields = RECIPE["fields"] | {"epochs": 40, "limit": None}
+    fields = RECIPE["fields"] | {"epochs": 20, "limit": None}
     path = recipe(tmp_path, fields=fields, seeds=1, **PLAIN)
     out, saved = tmp_path / "run", tmp_path / "saved"
     process = flatmin("run", path, "--out", out, "--workers", "2", "--checkpoints", saved)
@@ -365,7 +365,7 @@ def test_the_processes_of_torchrun_are_one_worker(tmp_path: Path):
 
 
 def test_an_interrupt_keeps_what_is_finished(tmp_path: Path):
-    fields = RECIPE["fields"] | {"epochs": 25, "limit": None}
+    fields = RECIPE["fields"] | {"epochs": 8, "limit": None}
     path = recipe(tmp_path, fields=fields, seeds=20, **PLAIN)
     out = tmp_path / "run"
     process = flatmin("run", path, "--out", out, "--workers", "2")
