@@ -6,8 +6,7 @@ ARGS    ?=
 
 VENV    := .venv
 BIN     := $(VENV)/bin
-# Without compiling all in advance, a minute of work: Python compiles what is imported, once.
-INSTALL := $(BIN)/python -m pip install -q --no-compile -c constraints.txt
+INSTALL := $(BIN)/python -m pip install -q -c constraints.txt
 STUDIES := $(VENV)/.studies-installed
 DEV     := $(VENV)/.dev-installed
 OLDEST  := .venv-oldest
@@ -99,7 +98,7 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt | $(BIN)/python
 	@echo "Installing the oldest releases; two minutes or so, once."
 	$(BIN)/python -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install -q --no-compile -c constraints-oldest.txt -e . \
+	$(OLDEST)/bin/python -m pip install -q -c constraints-oldest.txt -e . \
 		accelerate lightning transformers torchmetrics \
 		hypothesis numpy pytest pytest-xdist scikit-learn
 	@touch $@
