@@ -66,7 +66,7 @@ def killing(times: int, every: float, killed: Path) -> Callable[[Store, Progress
             if alive:
                 pid = chance.choice(alive)
                 os.kill(pid, signal.SIGKILL)
-                (killed / f"{count}: {pid}").touch()
+                (killed / str(pid)).touch()
 
     return tick
 
