@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -425,6 +426,31 @@ def test_an_interrupt_is_one_line_and_the_same_command_goes_on(
         "the same command continues"
     )
     assert main([*command, "--out", "out"]) == 0
+
+
+def test_an_interrupted_test_keeps_what_is_tested(
+    omniglot: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["meta", "train", *SHORT, "--out", "a"]) == 0
+    assert main(["meta", "train", *SHORT, "--out", "b"]) == 0
+    measured, asked = training.accuracies, itertools.count()
+
+    def interrupted(*arguments, **options):
+        if next(asked) == 3:  # the second model of the second training
+            signal.raise_signal(signal.SIGINT)
+        return measured(*arguments, **options)
+
+    monkeypatch.setattr(training, "accuracies", interrupted)
+    capsys.readouterr()
+    with processes.interrupts(lambda *_: pytest.fail("it would end at once")):
+        assert main(["meta", "test", "a", "b"]) == 130
+    assert capsys.readouterr().err == (
+        "flatmin: interrupted: each training keeps its test once it is finished; "
+        "the same command continues\n"
+    )
+    assert [Path(run, "test.json").exists() for run in "ab"] == [True, False]
+    assert main(["meta", "test", "a", "b"]) == 0
+    assert next(asked) == 6  # the first is not tested again
 
 
 def made_up(gap: float, seeds: int = 3) -> Record:

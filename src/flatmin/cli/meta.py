@@ -41,7 +41,7 @@ def _train(wanted: MetaTrain) -> int:
             pools = Pools.load(settings)
             training.train(settings, pools, folder, batching=batching, tell=StepReport())
     except KeyboardInterrupt:
-        return stop(kept(folder), 130)
+        return _interrupted(kept(folder))
     if processes_lead():
         print(f"flatmin: {folder} is trained; next: flatmin meta test {folder}", file=sys.stderr)
     return 0
@@ -50,15 +50,23 @@ def _train(wanted: MetaTrain) -> int:
 def _test(wanted: MetaTest) -> int:
     from flatmin.studies.meta import page, testing, training
     from flatmin.studies.meta.pools import Pools
+    from flatmin.studies.run.processes import interrupts
     from flatmin.studies.store import files
 
     tested: list[testing.Tested] = []
     known: dict[object, Pools] = {}
-    for folder in _folders(wanted.runs):
-        settings = training.settings(folder)
-        if settings not in known:
-            known = {settings: Pools.load(settings)}  # of one at a time
-        tested.append(testing.measured(settings, known[settings], folder))
+    try:
+        with interrupts(signal.default_int_handler):
+            for folder in _folders(wanted.runs):
+                settings = training.settings(folder)
+                if settings not in known:
+                    known = {settings: Pools.load(settings)}  # of one at a time
+                tested.append(testing.measured(settings, known[settings], folder))
+    except KeyboardInterrupt:
+        return _interrupted(
+            "interrupted: each training keeps its test once it is finished; "
+            "the same command continues"
+        )
     tables = testing.tables(tested)
     if processes_lead():
         path = wanted.out or Path(wanted.runs[0]) / "report.html"
@@ -78,6 +86,11 @@ def kept(folder: Path) -> str:
         f"interrupted: {folder} keeps every training up to its last checkpoint; "
         f"the same command continues"
     )
+
+
+def _interrupted(line: str) -> int:
+    """The exit status after Ctrl-C, of which torchrun tells every process: one speaks for all."""
+    return stop(line, 130) if processes_lead() else 130
 
 
 def processes_lead() -> bool:
