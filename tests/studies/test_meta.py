@@ -428,6 +428,17 @@ def test_an_interrupt_is_one_line_and_the_same_command_goes_on(
     assert main([*command, "--out", "out"]) == 0
 
 
+@pytest.mark.parametrize("flag", ("--storage", "--checkpoints", "--reuse"))
+def test_what_few_shot_learning_does_without_is_refused(
+    flag: str, omniglot: Path, capsys: pytest.CaptureFixture[str]
+):
+    Path("own.yaml").write_text(RECIPE)
+    assert main(["run", "own.yaml", "--scale", "full", flag, "elsewhere"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"flatmin: {flag}: few-shot learning keeps its cells in folders")
+    assert said.count("\n") == 1
+
+
 def test_an_interrupted_test_keeps_what_is_tested(
     omniglot: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

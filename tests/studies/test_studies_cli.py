@@ -192,11 +192,7 @@ def test_where_no_report_can_be_written_is_one_line_and_the_rows_are_kept(
         f"flatmin: cannot write {out / name} (Is a directory): mend that, and the same command "
         f"goes on; every run is kept"
     )
-    assert re.fullmatch(
-        r"flatmin: mine/table-0 at the scale smoke: 2 runs, about 1 s with 1 worker here, "
-        r"estimated to a factor of two",
-        said[0],
-    )
+    assert said[0] == "flatmin: mine/table-0 at the scale smoke: 2 runs"
     assert len(said) == 3  # the other tells how many runs are there already
 
 

@@ -48,6 +48,7 @@ _BY_DATA = arg(help_behavior_hint="(default: by data set)")
 _BY_MACHINE = arg(help_behavior_hint="(default: one for each GPU or core)")
 _FOLDER = arg(metavar="FOLDER|URL", help_behavior_hint="(default: in the run's folder)")
 _URL = arg(metavar="URL", help_behavior_hint="(default: a file in the folder)")
+_RUN = arg(metavar="RUN", help_behavior_hint="")
 _SWITCH = arg(help_behavior_hint="")
 
 
@@ -184,6 +185,8 @@ class RunArguments:
     """PostgreSQL database for the rows, where several machines work on them."""
     checkpoints: Annotated[str | None, _FOLDER] = None
     """Where long runs are saved after each epoch; a URL that all machines reach, such as s3://…"""
+    reuse: Annotated[str | None, _RUN] = None
+    """Take over what this run, or those in a folder, have trained of what is asked for here."""
     keep: Annotated[Literal["weights"] | None, arg(metavar="weights", help_behavior_hint="")] = None
     """What stays of every run beside its row: its final weights, under weights/ in the folder."""
     yes: Annotated[bool, _SWITCH] = False

@@ -11,6 +11,7 @@ from flatmin.cli.messages import AGAIN, stop
 
 if TYPE_CHECKING:
     from flatmin.cli.arguments import RunArguments, WorkerArguments
+    from flatmin.studies.plan.estimate import CostEstimate
     from flatmin.studies.plan.grid import ScaledRecipe
     from flatmin.studies.plan.recipe import Recipe
     from flatmin.studies.plan.tuning import Plan
@@ -28,6 +29,7 @@ def run(wanted: RunArguments) -> int:
     from flatmin.studies.store import files
     from flatmin.studies.store.location import StudyLocation
     from flatmin.studies.store.store import Store
+    from flatmin.training.errors import InputError
 
     recipe = Recipe.find(wanted.recipe)
     recipe.require()
@@ -35,6 +37,10 @@ def run(wanted: RunArguments) -> int:
     name = f"{recipe.name}-{plan.scale}"
     folder = wanted.out or Path("runs") / name
     few_shot = "meta" in recipe.needs
+    if wanted.reuse and wanted.keep:
+        raise InputError(
+            "--reuse takes rows, and no weights are beside them: leave out --keep, or --reuse"
+        )
     workers = worker_count(wanted.workers)
     for note in [] if few_shot else require(plan.runs):
         print(f"flatmin: {note}", file=sys.stderr)
@@ -57,7 +63,9 @@ def run(wanted: RunArguments) -> int:
         tensorboard=wanted.tensorboard,
         keep=bool(wanted.keep),
     )
-    _announce(recipe, plan, workers)
+    if wanted.reuse:
+        _take_over(store, plan, wanted)
+    _announce(recipe, plan, workers, plan.left(store.rows, store.given_up))
     if not train(store, plan, serialization.named(plan), trainer, workers):
         return 130
     page = store.folder / "report.html"
@@ -71,6 +79,24 @@ def run(wanted: RunArguments) -> int:
 
 DAY = 24.0
 """Hours beyond which a run is asked for twice."""
+
+
+def _take_over(store: Store, plan: ScaledRecipe, wanted: RunArguments) -> None:
+    """Take the rows that other runs have made of what this one asks for."""
+    from flatmin.studies.run import reuse
+    from flatmin.training.errors import InputError
+
+    def tell(line: str) -> None:
+        print(f"flatmin: --reuse {wanted.reuse}: {line}", file=sys.stderr)
+
+    assert wanted.reuse is not None
+    try:
+        count = reuse.take_over(
+            store, plan, wanted.reuse, allow_mixed=wanted.allow_mixed, tell=tell
+        )
+    except InputError as error:
+        raise InputError(f"--reuse {wanted.reuse}: {error}") from None
+    tell(f"{count} {'run is' if count == 1 else 'runs are'} taken over")
 
 
 def _require_time(recipe: Recipe, plan: ScaledRecipe, workers: int) -> None:
@@ -97,19 +123,22 @@ def _require_time(recipe: Recipe, plan: ScaledRecipe, workers: int) -> None:
     raise InputError(f"{takes}: {smaller or 'give '}--yes to begin")
 
 
-def _announce(recipe: Recipe, plan: ScaledRecipe, workers: int) -> None:
-    """Say how much there is to do."""
+def _announce(
+    recipe: Recipe, plan: ScaledRecipe, workers: int, left: CostEstimate | None = None
+) -> None:
+    """Say how much there is to do: all of it, or what is `left`."""
     from flatmin.studies.report import text
 
     cost = plan.estimate
+    left = left or cost
     runs = f"{cost.runs:,} {'run' if cost.runs == 1 else 'runs'}"
-    print(
-        f"flatmin: {recipe.name} at the scale {plan.scale}: {runs}, about "
-        f"{text.duration(3600 * cost.hours_here(workers))} with {workers} "
-        f"{'workers' if workers > 1 else 'worker'} here, estimated to a factor of two",
-        file=sys.stderr,
-        flush=True,
-    )
+    if left.runs:
+        runs += (
+            f", about {text.duration(3600 * left.hours_here(workers))}"
+            f"{' for what is left' if left.runs < cost.runs else ''} with {workers} "
+            f"{'workers' if workers > 1 else 'worker'} here, estimated to a factor of two"
+        )
+    print(f"flatmin: {recipe.name} at the scale {plan.scale}: {runs}", file=sys.stderr, flush=True)
 
 
 def _tasks(
@@ -123,7 +152,7 @@ def _tasks(
     from flatmin.studies.store import files
     from flatmin.training.errors import InputError
 
-    for flag in ("storage", "checkpoints"):
+    for flag in ("storage", "checkpoints", "reuse"):
         if getattr(wanted, flag):
             raise InputError(
                 f"--{flag}: few-shot learning keeps its cells in folders of this machine: leave "

@@ -179,7 +179,14 @@ class ScaledRecipe:
             return CostEstimate.of_episodes(
                 usual for usual, tuned in every for _ in range(self.seeds + (tried if tuned else 0))
             )
-        return CostEstimate.of(tuning.expected(self.tuned_methods, {}, frozenset()))
+        return self.left({}, frozenset())
+
+    def left(self, rows: Mapping[str, Row], given_up: frozenset[str]) -> CostEstimate:
+        """Of the cost of the runs that are still to do."""
+        every = tuning.expected(self.tuned_methods, rows, given_up)
+        return CostEstimate.of(
+            each for each in every if each.key not in rows and each.key not in given_up
+        )
 
     def printed(
         self, position: Position, method: str, measure: str | None = None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,14 +16,11 @@ from flatmin.studies.plan import serialization
 from flatmin.studies.plan.grid import ScaledRecipe
 from flatmin.studies.plan.serialization import StoredPlan
 from flatmin.studies.plan.tuning import Progress
-from flatmin.studies.store import database, files
+from flatmin.studies.store import database, files, folders
 from flatmin.studies.store.location import StudyLocation
 from flatmin.studies.store.row import Row
 from flatmin.studies.store.store import Failed, Store
 from flatmin.training.errors import InputError
-
-_MARKS = ("study.db", "storage.json", "results.json")
-"""A folder with one of these holds a run; the first one found is read."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ def records(given: Sequence[str], tell: Callable[[str], object] | None = None) -
 
     Raises InputError where there is no run, where none can be read, or none has a finished row.
     """
-    paths = dict.fromkeys(path for where in given for path in _runs(where))
+    paths = dict.fromkeys(path for where in given for path in folders.runs(where))
     found, wrong = _all(paths)
     if not found:
         raise wrong[0]
@@ -94,11 +90,6 @@ def records(given: Sequence[str], tell: Callable[[str], object] | None = None) -
             f"no training run of {one} has finished yet: `flatmin status` tells how far it is"
         )
     return found
-
-
-def holds_run(path: Path) -> bool:
-    """Whether a folder is that of a run."""
-    return any(files.is_file(path / mark) for mark in _MARKS)
 
 
 def record(path: str) -> Record:
@@ -125,39 +116,9 @@ def folder(given: Sequence[str]) -> Path:
     return only if files.is_folder(only) else only.parent
 
 
-def _runs(where: str) -> Iterator[str]:
-    if "://" in where:
-        yield where
-        return
-    top = Path(where)
-    if top.name in _MARKS and files.is_file(top):
-        top = top.parent
-    if not files.is_folder(top):
-        raise InputError(f"there is no folder {where}: give that of a run, or one that holds runs")
-    found = sorted(_below(top), key=_naturally)
-    if not found:
-        raise InputError(f"no run in {where}: `flatmin run` and `flatmin compare` make some")
-    yield from map(str, found)
-
-
-def _below(top: Path) -> Iterator[Path]:
-    """The folders of runs, not looking for runs inside runs."""
-    for folder, inside, names in os.walk(top):
-        if any(mark in names for mark in _MARKS):
-            inside.clear()
-            yield Path(folder)
-        inside[:] = [name for name in inside if not name.startswith(".")]
-
-
-def _naturally(path: Path) -> list[tuple[int, str]]:
-    """Table 2 before Table 10."""
-    words = str(path).replace("/", "-").split("-")
-    return [(int(word), "") if word.isdecimal() else (-1, word) for word in words]
-
-
 def _read(path: str) -> Record:
     exported = Path(path) / "results.json"
-    if "://" not in path and not any(files.is_file(Path(path) / mark) for mark in _MARKS[:2]):
+    if "://" not in path and not folders.has_database(Path(path)):
         return _exported(exported)
     try:
         return _stored(path)

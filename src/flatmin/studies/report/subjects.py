@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from flatmin import methods
 from flatmin.analysis.planes import mismatch, some, state_of
 from flatmin.studies.report import runs, text
-from flatmin.studies.store import files, weights
+from flatmin.studies.store import files, folders, weights
 from flatmin.training import checkpoints, evaluation, losses, own
 from flatmin.training.data.sample_batches import run_data
 from flatmin.training.data.samples import AnyData, load_any
@@ -209,7 +209,7 @@ def _state(path: Path, plan: Iterable[Training]) -> _Weights:
 def _plan(path: Path) -> Iterator[Training]:
     """What the run does in whose folder a file lies; nothing where it lies in none."""
     for folder in path.resolve().parents[:3]:
-        if runs.holds_run(folder):
+        if folders.holds_run(folder):
             record = runs.record(str(folder))
             yield from record.plan.plan(record.rows, frozenset())
             return

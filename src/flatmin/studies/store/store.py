@@ -262,12 +262,17 @@ class Store:
         del self.running[claim.number]
         return None
 
-    def add(self, row: Row) -> None:
-        """Keep a row that comes from elsewhere, on the disk too when this returns."""
+    def add(self, row: Row) -> bool:
+        """Keep a row that comes from elsewhere, on the disk too when this returns.
+
+        False where somebody is at this cell, or has done it.
+        """
         claim = self.claim(Training.of(row.training), ProcessIdentity.here())
-        if claim is not None:
-            claim.finish(row)
-            self.refresh()
+        if claim is None:
+            return False
+        claim.finish(row)
+        self.refresh()
+        return True
 
     def release(self, running: Running, reason: str) -> None:
         """Give up on the owner of a cell, so that another one may take it."""
