@@ -130,6 +130,19 @@ def cells(made: Section, group: int, title: str) -> dict[str, tuple[str, str]]:
 # The table ------------------------------------------------------------------------------------
 
 
+def test_what_is_of_the_test_set_says_so_where_another_comes_first(tmp_path: Path):
+    fields = {**RECIPE["fields"], "examine": ["top-5"]}
+    grid = {"noise": {"40%": RECIPE["grid"]["noise"]["40%"]}}
+    made = made_section(tmp_path, measure="top-5", fields=fields, grid=grid, printed=[])
+    assert "highest mean accuracy (top-5)" in f"{made.verdict}"
+    difference = next(figure for figure in made.figures if figure.kind == "difference")
+    assert difference.unit.startswith("points of top-5;")
+    titles = [column.title for column in made.table.columns]
+    assert titles[1] == "top-5"
+    assert "Test accuracy at equal cost" in titles
+    assert "At equal cost" not in titles
+
+
 def test_ours_stands_beside_the_papers(tmp_path: Path):
     made = made_section(tmp_path)
     assert [group.labels for group in made.table.groups] == [("40%",), ("80%",)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +120,40 @@ def test_a_folder_of_runs_gives_what_each_has(first: Store):
         take_over(*second("third"), "all/old")
 
 
-def test_the_run_itself_is_no_other(first: Store):
+def trials(folder: str) -> int:
+    with sqlite3.connect(Path(folder, "study.db")) as connection:
+        return connection.execute("SELECT COUNT(*) FROM trials").fetchone()[0]
+
+
+def test_what_is_there_is_not_taken_again(first: Store):
     store, plan = second("first-again")
     told: list[str] = []
-    assert take_over(store, plan, ".", tell=told.append) == 6
-    assert take_over(store, plan, "first-again", tell=told.append) == 0
+    for expected in (6, 0):
+        assert take_over(store, plan, ".", tell=told.append) == expected  # itself among them
+        assert trials("first-again") == 6
     assert not told
+
+
+def test_of_several_runs_one_that_has_the_same_images_is_enough(first: Store):
+    Path("all").mkdir()
+    for name in ("a", "c"):  # before and behind the good one
+        other = Store.open(Path("all", name), first.identity)
+        for row in first.rows.values():
+            other.add(row.model_copy(update={"images": "0" * 12}))
+    Path("first").rename("all/b")
+    told: list[str] = []
+    assert take_over(*second(), "all", tell=told.append) == 6
+    assert not told
+
+
+def test_the_time_is_that_of_what_has_no_row(first: Store):
+    plan = Recipe.find("mine/first.yaml").at("full")
+    assert plan.left({}) == plan.estimate
+    assert plan.estimate.runs == 6
+    some = dict(list(first.rows.items())[:4])
+    assert plan.left(some).runs == 2
+    assert 0 < plan.left(some).hours < plan.estimate.hours
+    assert plan.left(first.rows).runs == 0
 
 
 @pytest.mark.parametrize(

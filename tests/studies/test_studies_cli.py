@@ -93,7 +93,12 @@ def test_a_recipe_is_trained_and_set_beside_its_paper(
 ):
     command = ["run", str(recipe(tmp_path)), "--out", str(tmp_path / "run"), "--workers", "2"]
     assert main(command) == 0
-    said = capsys.readouterr().out
+    said, told = capsys.readouterr()
+    assert re.match(
+        r"flatmin: mine/table-0 at the scale full: 8 runs, about \d+ s with 2 workers here, "
+        r"estimated to a factor of two\n",
+        told,
+    )
     assert "Table 0: Accuracy of nothing in particular" in said
     found = json.loads((tmp_path / "run" / "results.json").read_text())
     assert found["identity"]["recipe"] == "mine/table-0"

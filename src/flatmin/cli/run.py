@@ -26,7 +26,7 @@ def run(wanted: RunArguments) -> int:
     from flatmin.studies.report import html, section, terminal
     from flatmin.studies.report.runs import Record
     from flatmin.studies.run.trainer import Trainer, require
-    from flatmin.studies.store import files
+    from flatmin.studies.store import files, folders
     from flatmin.studies.store.location import StudyLocation
     from flatmin.studies.store.store import Store
     from flatmin.training.errors import InputError
@@ -44,7 +44,7 @@ def run(wanted: RunArguments) -> int:
     workers = worker_count(wanted.workers)
     for note in [] if few_shot else require(plan.runs):
         print(f"flatmin: {note}", file=sys.stderr)
-    begun = files.is_folder(folder) if few_shot else files.is_file(folder / "study.db")
+    begun = files.is_folder(folder) if few_shot else folders.has_database(folder)
     if not (begun or wanted.yes):
         _require_time(recipe, plan, workers)
     if few_shot:
@@ -65,7 +65,7 @@ def run(wanted: RunArguments) -> int:
     )
     if wanted.reuse:
         _take_over(store, plan, wanted)
-    _announce(recipe, plan, workers, plan.left(store.rows, store.given_up))
+    _announce(recipe, plan, workers, plan.left(store.rows))
     if not train(store, plan, serialization.named(plan), trainer, workers):
         return 130
     page = store.folder / "report.html"

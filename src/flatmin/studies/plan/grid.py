@@ -179,14 +179,12 @@ class ScaledRecipe:
             return CostEstimate.of_episodes(
                 usual for usual, tuned in every for _ in range(self.seeds + (tried if tuned else 0))
             )
-        return self.left({}, frozenset())
+        return self.left({})
 
-    def left(self, rows: Mapping[str, Row], given_up: frozenset[str]) -> CostEstimate:
-        """Of the cost of the runs that are still to do."""
-        every = tuning.expected(self.tuned_methods, rows, given_up)
-        return CostEstimate.of(
-            each for each in every if each.key not in rows and each.key not in given_up
-        )
+    def left(self, rows: Mapping[str, Row]) -> CostEstimate:
+        """Of the cost of the runs that have no row, those given up among them."""
+        every = tuning.expected(self.tuned_methods, rows, frozenset())
+        return CostEstimate.of(each for each in every if each.key not in rows)
 
     def printed(
         self, position: Position, method: str, measure: str | None = None

@@ -86,7 +86,7 @@ def figures(
             Figure(
                 "difference",
                 f"Difference to {first}, seed by seed",
-                f"{'points of test accuracy' if named.accuracy else named.title.lower()}; bar: "
+                f"{'points of ' if named.accuracy else ''}{named.title.lower()}; bar: "
                 f"95 % interval of the mean{ring}",
                 f"Paired differences of each method to {first}; the numbers are in the table",
                 wide=True,

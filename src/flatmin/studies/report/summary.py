@@ -452,7 +452,8 @@ def _best(line: Line, mean: str = "") -> str:
     """`highest mean accuracy`, or what is best by a user's own metric."""
     shown = heading(line.measure)
     most = "lowest" if shown.lower else "highest"
-    return f"{most} {mean}{shown.title.lower() if shown.metric else 'accuracy'}"
+    of = "" if line.measure == "accuracy" else f" ({shown.title})"
+    return f"{most} {mean}{shown.title.lower() if shown.metric else f'accuracy{of}'}"
 
 
 def _ahead(summary: Summary, others: Sequence[Line]) -> str:

@@ -190,7 +190,10 @@ def _columns(layout: Layout, costs: Sequence[float]) -> Iterable[Column]:
         after = known[0] if len(known) == 1 else " to ".join((*known[:1], *known[-1:]))
         unit = "%" if first.accuracy else ""
         said = f"after {after} passes" if known else ""
-        yield Column("At equal cost", ", ".join(filter(None, [unit, said])))
+        # on the way there is the test set alone, whatever the final models are measured on
+        way = first.metric or layout.measures[0] == "accuracy"
+        title = "At equal cost" if way else f"{heading('accuracy').title} at equal cost"
+        yield Column(title, ", ".join(filter(None, [unit, said])))
     for measure in layout.further:
         yield _column(measure)
     yield Column("ρ", layout.rho)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from flatmin.studies.plan.tuning import Plan
@@ -40,56 +39,47 @@ def take_over(
 
     Raises InputError where there is no run, or none that can be taken from.
     """
-    found = _finished(store, where, allow_mixed, tell)
+    found = _finished(where, allow_mixed, tell)
     fingerprint = functools.cache(_fingerprint)  # one data set may be that of a thousand rows
     refused: Counter[str] = Counter()
     count = 0
     while True:  # tuning asks for further runs once it has chosen
         asked = [each.key for each in plan.plan(store.rows, store.given_up)]
-        wanted = [found.pop(key) for key in asked if key in found]
+        wanted = [key for key in asked if key in found and key not in store.rows]
         if not wanted:
             break
-        for row in wanted:
-            reason = "" if row.key in store.rows else _reason(row, fingerprint)
-            if reason:
-                refused[reason] += 1
-            elif store.add(row):
-                count += 1
-    for reason, times in refused.items():
+        for key in wanted:
+            reason = ""
+            for row in found.pop(key):
+                reason = _reason(row, fingerprint)
+                if not reason:
+                    count += store.add(row)
+                    break
+            refused[reason] += bool(reason)
+    for reason, times in (+refused).items():
         tell(f"{times} {'run is' if times == 1 else 'runs are'} trained again: {reason}")
     return count
 
 
-def _finished(
-    store: Store, where: str, allow_mixed: bool, tell: Callable[[str], object]
-) -> dict[str, Row]:
-    """The rows of all runs there but our own, by key."""
-    rows: dict[str, Row] = {}
+def _finished(where: str, allow_mixed: bool, tell: Callable[[str], object]) -> dict[str, list[Row]]:
+    """The rows of all runs there, by key: several may have the same."""
+    rows: dict[str, list[Row]] = {}
     wrong: list[InputError] = []
     given = folders.runs(where)
     for path in given:
-        if "://" not in path and not folders.has_database(Path(path)):
-            wrong.append(InputError(f"{path} has no database, which says what code made its rows"))
-            continue
         try:
-            location = StudyLocation.of(path)
-            if _same(location, store.location):
-                continue
-            with database.readable(location) as there:
-                rows |= Store.join(there, allow_mixed=allow_mixed).rows
-        except InputError as error:
+            if "://" not in path and not folders.has_database(Path(path)):
+                raise InputError(f"{path} has no database, which says what code made its rows")
+            with database.readable(StudyLocation.of(path)) as there:
+                for key, row in Store.join(there, allow_mixed=allow_mixed).rows.items():
+                    rows.setdefault(key, []).append(row)
+        except InputError as error:  # noqa: PERF203
             wrong.append(error)
     if len(wrong) == len(given):
         raise wrong[0]
     for error in wrong:
         tell(f"left out: {error}")
     return rows
-
-
-def _same(one: StudyLocation, other: StudyLocation) -> bool:
-    if one.file is not None and other.file is not None:
-        return one.file.resolve() == other.file.resolve()
-    return replace(one, folder=None) == replace(other, folder=None) and one.file == other.file
 
 
 def _reason(row: Row, fingerprint: Callable[[str, int | None, int | None], str]) -> str:
