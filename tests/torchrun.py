@@ -15,6 +15,8 @@ from filelock import FileLock
 HERE = Path(__file__).parent
 PATIENCE = 400
 """Seconds; a launch needs a sixth of them on two idle cores."""
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+"""A process that crashes says in the log where it was."""
 
 
 def launched(
@@ -44,7 +46,7 @@ def launch(script: str, processes: int, folder: Path) -> None:
             stdout=log,
             stderr=log,
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": paths},
             start_new_session=True,
         )
         try:
@@ -58,5 +60,8 @@ def read(folder: Path, names: list[str]) -> list[Path]:
     """The files that the ranks were to write; the test fails with the log if one is missing."""
     paths = [folder / name for name in names]
     if not all(path.exists() for path in paths):
-        pytest.fail(f"the script did not end:\n{(folder / 'log').read_text()[-4000:]}")
+        log = (folder / "log").read_text()
+        crash = log.find("Fatal Python error")
+        said = log[-4000:] if crash < 0 else log[crash : crash + 4000]
+        pytest.fail(f"the script did not end:\n{said}")
     return paths

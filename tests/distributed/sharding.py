@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from tables import BASES, BEGIN_PERTURBED, IMAGES, LABELS, METHODS, starting
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -267,6 +267,28 @@ def wholly_on_one_rank() -> dict[str, Any]:
     return {"held": local, "deviation": deviation(*found)}
 
 
+def two_meshes() -> dict[str, Any]:
+    """Shards over two process groups, of a size that makes the ranks lay them out differently."""
+    mesh = init_device_mesh("cpu", (2,))
+    other = DeviceMesh.from_group(dist.new_group([0, 1]), "cpu")
+    torch.manual_seed(0)
+    wholes = [torch.randn(2 * (1 << 15) + 1), torch.randn(10)]
+    grads = [torch.randn_like(w) for w in wholes]
+    params = [
+        nn.Parameter(distribute_tensor(w, m, [Shard(0)]))
+        for w, m in zip(wholes, (mesh, other), strict=True)
+    ]
+    optimizer = flatmin.SAM(torch.optim.SGD(params, lr=0.1), rho=0.5, measure_radius=True)
+
+    def closure() -> Tensor:
+        for p, g, m in zip(params, grads, (mesh, other), strict=True):
+            p.grad = distribute_tensor(g, m, [Shard(0)])
+        return torch.tensor(1.0)
+
+    optimizer.step(closure)
+    return {"radius": optimizer.cost.radius}
+
+
 LAYOUTS: dict[str, Wrap] = {
     "tensor parallel": tensor_parallel,
     "sequence parallel": sequence_parallel,
@@ -298,6 +320,7 @@ def scenarios(found: Findings, folder: Path) -> None:
         found.note(f"{name}, clipped", equal, "sam", wrap, max_norm=0.05)
     found.note("bfloat16", in_bfloat16)
     found.note("on one rank", wholly_on_one_rank)
+    found.note("two meshes", two_meshes)
 
 
 def four(found: Findings, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Several processes, launched by torchrun: the scripts of `tests/distributed`, and what is to hold.
 
-Two processes run all scripts in one launch, four run one; whichever test comes first launches them,
-once for all workers of pytest.
+Two processes run all scripts in one launch, but the one that breaks process groups; four run one.
+Whichever test comes first launches them, once for all workers of pytest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 from torchrun import launched, read
 
 import flatmin
-from distributed import checkpoint, equality, local, sharding, trouble
+from distributed import checkpoint, equality, failing, local, sharding, trouble
 from distributed.common import SOME
 
 pytestmark = [
@@ -64,6 +64,11 @@ def two(request: pytest.FixtureRequest) -> Found:
             checkpoint.leave(method, "alone", folder / f"from one, {method}")
 
     return Found(launched(request, "distributed/two.py", 2, prepare), 2)
+
+
+@pytest.fixture(scope="session")
+def broken(request: pytest.FixtureRequest) -> Found:
+    return Found(launched(request, "distributed/failing.py", 2), 2)
 
 
 @pytest.fixture(scope="session")
@@ -270,7 +275,7 @@ def test_a_rank_may_hold_nothing_of_a_parameter(two: Found):
 
 def test_shards_over_two_process_groups_are_summed_in_one_order(two: Found):
     expected = pytest.approx(0.5, rel=1e-5)
-    assert [x["radius"] for x in two.at("trouble", "two meshes")] == [expected, expected]
+    assert [x["radius"] for x in two.at("sharding", "two meshes")] == [expected, expected]
 
 
 # --- checkpoints
@@ -358,38 +363,38 @@ def test_an_overflow_on_one_rank_halves_the_scale_on_all(
     assert found["counts"] == {"steps": 3, "skipped": 1, "perturbed": 3}
 
 
-FAILING = [key for key in trouble.FAILURES if key.startswith("failing, ")]
+FAILING = [key for key in failing.FAILURES if key.startswith("failing, ")]
 
 
 @pytest.mark.parametrize("key", FAILING)
-def test_a_failing_rank_is_named_by_those_who_wait_for_it(key: str, two: Found):
-    waiting, failing = two.at("trouble", key)
-    assert failing["raised"] == {"type": "Broken", "message": "the data of this rank are gone"}
+def test_a_failing_rank_is_named_by_those_who_wait_for_it(key: str, broken: Found):
+    waiting, gone = broken.at("failing", key)
+    assert gone["raised"] == {"type": "Broken", "message": "the data of this rank are gone"}
     assert waiting["raised"]["type"] == "RuntimeError"
     assert waiting["raised"]["message"] == (
         "rank 1 failed in this step (Broken: the data of this rank are gone), and the others "
         "waited in vain; the weights of this rank are restored"
     )
-    assert waiting["seconds"] < trouble.PATIENCE + 3
-    for found in (waiting, failing):
+    assert waiting["seconds"] < failing.PATIENCE + 3
+    for found in (waiting, gone):
         assert found["unmoved"]
         assert found["same cost"]
 
 
-def test_a_hanging_rank_is_named_too(two: Found):
-    waiting, _ = two.at("trouble", "hanging")
+def test_a_hanging_rank_is_named_too(broken: Found):
+    waiting, _ = broken.at("failing", "hanging")
     assert waiting["raised"]["message"].startswith("the wait for rank 1 has timed out in this step")
     assert waiting["unmoved"]
     assert waiting["same cost"]
 
 
-def test_an_error_that_all_ranks_meet_is_each_ones_own_and_can_be_survived(two: Found):
-    found = two.alike("trouble", "failing alike")
+def test_an_error_that_all_ranks_meet_is_each_ones_own_and_can_be_survived(broken: Found):
+    found = broken.alike("failing", "failing alike")
     assert found["raised"] == {"type": "Broken", "message": "too large"}
     assert found["unmoved"]
     assert found["as if nothing had been"]
     expected = ["Broken: too large", "ValueError: something else"]
-    assert two.alike("trouble", "failing once more")["raised"] == expected
+    assert broken.alike("failing", "failing once more")["raised"] == expected
 
 
 # --- what is refused
@@ -434,9 +439,10 @@ def test_deepspeed_is_refused():
 # --- all was judged
 
 
-def test_no_scenario_has_failed(two: Found, four: Found):
+def test_no_scenario_has_failed(two: Found, broken: Found, four: Found):
     for found, scripts in (
         (two, ["equality", "local", "sharding", "checkpoint", "trouble"]),
+        (broken, ["failing"]),
         (four, ["four"]),
     ):
         for script in scripts:

@@ -1,12 +1,9 @@
-"""Numbers that are not finite on one rank, empty batches, and closures that raise."""
+"""Numbers that are not finite on one rank, empty batches, overflows, and what is refused."""
 
 from __future__ import annotations
 
-import os
-import time
 import warnings
 from collections.abc import Callable
-from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,9 +13,7 @@ import torch.distributed as dist
 from tables import METHODS
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.functional import cross_entropy
 
 import flatmin.engine.distributed
@@ -26,8 +21,6 @@ from distributed.common import SOME, Findings, Worker, full, main, ranks_agree, 
 from flatmin import amp
 
 WRAPPINGS = ("ddp", "fsdp")
-PATIENCE = 3.0
-"""Seconds that a rank waits for another."""
 
 
 def rank() -> int:
@@ -160,130 +153,6 @@ def overflow_on_one_rank(wrapping: str, ascent: str, call: int) -> dict[str, Any
     }
 
 
-# --- a closure that raises
-
-
-class Broken(Exception):
-    pass
-
-
-def again(store: Any, scenario: str) -> None:
-    """Begin with a new process group: where a collective has failed, the old one is of no use."""
-    store.set(f"{scenario} {RANK}", "ready")
-    store.wait([f"{scenario} {r}" for r in range(2)], timedelta(seconds=60))
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    dist.init_process_group(
-        "gloo",
-        store=dist.PrefixStore(scenario, store),
-        rank=RANK,
-        world_size=2,
-        timeout=timedelta(seconds=PATIENCE),
-    )
-    dist.barrier()
-
-
-def failing(
-    method: str,
-    wrapping: str,
-    at: int,
-    *,
-    after_backward: bool = False,
-    hangs: bool = False,
-    **options: Any,
-) -> dict[str, Any]:
-    """Rank 1 breaks down in pass `at` of the third step; or it hangs, longer than others wait."""
-    worker = Worker(method, wrapping, build=small, **options).run(2)
-    before, cost = snapshot(worker), worker.optimizer.cost
-    dist.barrier()
-
-    def break_down(batch: str, call: int) -> None:
-        if RANK == 1 and call == at:
-            if hangs:
-                time.sleep(PATIENCE + 3 * flatmin.engine.distributed.PATIENCE.total_seconds())
-            raise Broken("the data of this rank are gone")
-
-    if after_backward:
-        worker.after_backward = break_down
-    else:
-        worker.factor = lambda batch, call: break_down(batch, call) or 1.0
-    begin = time.monotonic()
-    try:
-        worker.step()
-    except Exception as error:
-        raised = {"type": type(error).__name__, "message": str(error)}
-    else:
-        raised = None
-    return {
-        "raised": raised,
-        "seconds": time.monotonic() - begin,
-        "unmoved": unmoved(worker, before),
-        "same cost": worker.optimizer.cost == cost,
-    }
-
-
-def failing_alike() -> dict[str, Any]:
-    """Both ranks meet the same error, as with a batch that is too large: it is each one's own."""
-    worker = Worker("sam", "ddp", build=small).run(2)
-    before = snapshot(worker)
-
-    def break_down(batch: str, call: int) -> float:
-        time.sleep(0.5 * RANK)
-        raise Broken("too large")
-
-    worker.factor = break_down
-    try:
-        worker.step()
-    except Exception as error:
-        raised = {"type": type(error).__name__, "message": str(error)}
-    still = unmoved(worker, before)
-    worker.factor = lambda batch, call: 1.0
-    worker.run(2)
-    goes_on = all(map(torch.equal, worker.params, unspoiled("sam", "ddp")))
-    return {"raised": raised, "unmoved": still, "as if nothing had been": goes_on}
-
-
-def failing_once_more() -> dict[str, Any]:
-    """An error that both ranks have caught is no excuse for the next one."""
-    worker = Worker("sam", "ddp", build=small).run(2)
-    errors = [Broken("too large"), ValueError("something else")]
-    raised = []
-
-    def break_down(batch: str, call: int) -> float:
-        raise errors[len(raised)]
-
-    worker.factor = break_down
-    for _ in errors:
-        try:
-            worker.step()
-        except Exception as error:
-            raised.append(f"{type(error).__name__}: {error}")
-        dist.barrier()
-    return {"raised": raised}
-
-
-def two_meshes() -> dict[str, Any]:
-    """Shards over two process groups, of a size that makes the ranks lay them out differently."""
-    mesh = init_device_mesh("cpu", (2,))
-    other = DeviceMesh.from_group(dist.new_group([0, 1]), "cpu")
-    torch.manual_seed(0)
-    wholes = [torch.randn(2 * (1 << 15) + 1), torch.randn(10)]
-    grads = [torch.randn_like(w) for w in wholes]
-    params = [
-        nn.Parameter(distribute_tensor(w, m, [Shard(0)]))
-        for w, m in zip(wholes, (mesh, other), strict=True)
-    ]
-    optimizer = flatmin.SAM(torch.optim.SGD(params, lr=0.1), rho=0.5, measure_radius=True)
-
-    def closure() -> Tensor:
-        for p, g, m in zip(params, grads, (mesh, other), strict=True):
-            p.grad = distribute_tensor(g, m, [Shard(0)])
-        return torch.tensor(1.0)
-
-    optimizer.step(closure)
-    return {"radius": optimizer.cost.radius}
-
-
 # --- what is refused
 
 
@@ -333,30 +202,6 @@ def scenarios(found: Findings, folder: Path) -> None:
             found.note(key, overflow_on_one_rank, wrapping, ascent, call)
     for key, attempt in REFUSED.items():
         found.note(f"refused, {key}", refused, attempt)
-
-    flatmin.engine.distributed.PATIENCE = timedelta(seconds=0.5)
-    store = dist.distributed_c10d._get_default_store()
-    for i, (key, scenario) in enumerate(FAILURES.items()):
-        again(store, str(i))
-        found.note(key, scenario)
-    again(store, "end")
-
-
-RANK = int(os.environ.get("RANK", "0"))
-"""Known also where there is no process group any more."""
-
-FAILURES: dict[str, Callable[[], Any]] = {
-    "failing alike": failing_alike,
-    "failing once more": failing_once_more,
-    "two meshes": two_meshes,
-    "failing, ddp, first pass": lambda: failing("sam", "ddp", 0),
-    "failing, ddp, second pass": lambda: failing("sam", "ddp", 1),
-    "hanging": lambda: failing("sam", "ddp", 1, hangs=True),
-    "failing, ddp, last backward": lambda: failing("sam", "ddp", 1, after_backward=True),
-    "failing, local": lambda: failing("agnostic-sam", "ddp", 1, ascent="local"),
-    "failing, fsdp, second pass": lambda: failing("sam", "fsdp", 1),
-    "failing, fsdp, first backward": lambda: failing("sam", "fsdp", 0, after_backward=True),
-}
 
 
 if __name__ == "__main__":

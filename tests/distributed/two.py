@@ -11,7 +11,7 @@ SCRIPTS = {
     "buffers": buffers.scenarios,
     "sharding": sharding.scenarios,
     "checkpoint": checkpoint.scenarios,
-    "trouble": trouble.scenarios,  # the last: it breaks process groups
+    "trouble": trouble.scenarios,
 }
 
 if __name__ == "__main__":
