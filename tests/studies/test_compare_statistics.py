@@ -305,7 +305,9 @@ def test_the_images_are_counted_by_their_shares():
     assert images_of([100 * right / 360 for right in (353, 300, 271)]) == 360
     assert images_of([100 * right / 10_000 for right in (8123, 9000)]) == 10_000
     assert images_of([90.0, 80.0]) == 10  # a divisor of the true number: never more than there are
+    assert images_of([100.0, 0.0, math.nan]) == 1
     assert images_of([math.pi]) is None
+    assert images_of([math.nan]) is None
     assert images_of([]) is None
 
 

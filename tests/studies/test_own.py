@@ -563,11 +563,72 @@ def test_a_metric_that_was_not_finite_comes_back_as_nan(found: ComparisonResult)
     assert math.isnan(again.accuracy)
 
 
-def test_a_digest_tells_functions_apart_by_what_they_do():
+RATE = 0.02
+
+
+def rated(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=RATE)
+
+
+def test_a_global_that_a_function_reads_is_a_part_of_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: dict[str, Any] = {"base": rated, "epochs": 1, "seeds": 1, "methods": ["sgd"]}
+    [before] = compared(tmp_path / "a", **asked).rows
+    monkeypatch.setattr(sys.modules[__name__], "RATE", 0.5)
+    with pytest.raises(InputError, match="another configuration"):
+        compared(tmp_path / "a", **asked)
+    [after] = compared(tmp_path / "b", **asked).rows
+    assert before.curves.loss != after.curves.loss
+
+
+def test_options_and_numbers_may_be_written_as_they_are_elsewhere(tmp_path: Path):
+    options = {"AgnosticSAM": {"beta": 0.5}, "agnostic-sam": {"rho1": 0.2}}
+    asked: dict[str, Any] = {"methods": ["sgd", "Agnostic-SAM"], "epochs": 1, "seeds": 1}
+    found = compared(tmp_path, **asked, options=options, rho="0.1")
+    plan = found.outcome.comparison
+    assert plan.options == {"agnostic-sam": {"beta": 0.5, "rho1": 0.2}}
+    assert plan.rho == (0.1,)
+    with pytest.raises(InputError, match="unknown method of an option 'look-sam'"):
+        compared(tmp_path, **asked, options={"LookSAM": {"k": 2}})
+
+
+def test_where_all_is_right_there_is_an_error_too(tmp_path: Path):
+    x = torch.randn(120, 2, generator=torch.Generator().manual_seed(0))
+    x[:, 0] += 6 * x[:, 0].sign()
+    y = (x[:, 0] > 0).long()
+    found = compared(
+        tmp_path,
+        model=lambda: nn.Linear(2, 2),
+        train=(x[:80], y[:80]),
+        test=(x[80:], y[80:]),
+        epochs=8,
+        seeds=3,
+    )
+    assert {row.accuracy for row in found.rows} == {100.0}
+    assert {row.tested for row in found.rows} == {40}
+    first, second = found.summary.lines
+    lead = found.summary.lead(second, first)
+    assert lead.low < -1 < 1 < lead.high
+    deep = tmp_path / "a" / "b" / "page.html"
+    assert found.report(deep) == deep
+    assert deep.is_file()
+
+
+def test_what_is_set_is_said_where_a_base_does_not_take_it(tmp_path: Path):
+    with pytest.raises(InputError, match=r"unexpected keyword .*it was given lr, which are set"):
+        compared(tmp_path, lr=0.1)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_tensors_without_rows_are_refused(tmp_path: Path, part: str):
+    with pytest.raises(InputError, match=f"^{part} is empty: give at least one sample$"):
+        compared(tmp_path, **{part: (X[:0], Y[:0])})
+
+
+def test_an_import_path_is_one_that_finds_the_thing():
     def by(factor: float) -> Callable[[Tensor], Tensor]:
         return lambda x: factor * x
 
-    assert own.described(by(2.0)) == own.described(by(2.0)) != own.described(by(3.0))
-    assert own.described(lambda x: x + 1) != own.described(lambda x: x + 2)
     assert own.path_of(F.mse_loss) == "torch.nn.functional:mse_loss"
     assert own.path_of(by) is None

@@ -441,6 +441,10 @@ def test_a_damaged_database_beside_good_results_is_read_from_these(
     assert from_results.startswith(f"flatmin: {folder}: Read from results.json, since")
     assert "- Read from results.json, since" in said.out
     assert main(["report", str(bad)]) == 2
+    capsys.readouterr()
+    assert main(["report", str(tmp_path / "nowhere"), str(folder), "--markdown"]) == 1
+    assert f"left out: there is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "nowhere")]) == 2
 
 
 def test_a_folder_may_have_a_number_that_is_no_decimal(tmp_path: Path):

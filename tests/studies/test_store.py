@@ -304,11 +304,41 @@ def test_a_file_that_is_no_whole_study_is_refused_and_left_alone(tmp_path: Path,
     assert path.read_bytes() == before
 
 
-def test_results_without_their_database_are_not_written_over(tmp_path: Path):
-    (tmp_path / "results.json").write_text("{}")
+@pytest.mark.parametrize("content", ["{}", "[]", "not JSON", '{"runs": [{}], "identity": {}}'])
+def test_results_without_their_database_are_not_written_over(tmp_path: Path, content: str):
+    (tmp_path / "results.json").write_text(content)
     with pytest.raises(InputError, match=r"holds results without their study\.db"):
         Store.open(tmp_path, IDENTITY)
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_rows_whose_database_is_lost_are_taken_back_from_the_results(tmp_path: Path):
+    store = Store.open(tmp_path, IDENTITY, {"of": "cells"})
+    here = {"commit": provenance.commit()}
+    rows = [row(cell(seed)).model_copy(update=here) for seed in (3, 1, 2)]
+    rows[1] = rows[1].model_copy(update={"accuracy": math.nan})
+    assert all(map(store.add, rows))
+    before = store.export().read_bytes()
+    (tmp_path / "study.db").write_text("[]")
+    with pytest.raises(InputError, match=r"remove that file alone, and the same command goes on"):
+        Store.open(tmp_path, IDENTITY)
+    (tmp_path / "study.db").unlink()
+    with pytest.raises(InputError, match="holds the results of another configuration"):
+        Store.open(tmp_path, {"of": "others"}, {"of": "cells"})
+    again = Store.open(tmp_path, IDENTITY, {"of": "cells"})
+    assert list(again.rows) == [each.key for each in rows]
+    assert again.export().read_bytes() == before
+    assert not again.add(rows[0])  # it is there
+
+
+def test_rows_that_are_taken_back_stay_those_of_their_code(tmp_path: Path):
+    store = Store.open(tmp_path, IDENTITY)
+    store.add(row(cell(0)).model_copy(update={"commit": "0123456"}))
+    store.export()
+    (tmp_path / "study.db").unlink()
+    with pytest.raises(InputError, match=r"are made by flatmin at commit 0123456, this is"):
+        Store.open(tmp_path, IDENTITY)
+    assert len(Store.open(tmp_path, IDENTITY, allow_mixed=True).rows) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path):

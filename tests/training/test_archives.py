@@ -238,7 +238,10 @@ def test_hidden_files_are_no_images(tmp_path: Path):
     written(tmp_path, {"b.zip": zipped({**files, **hidden}), "c.tar": tar({**hidden, **files})})
     written(tmp_path / "d", {**files, "ants/._1.png": b"no", ".git/1.png": b"no"})
     names = ("a.zip", "b.zip", "c.tar", "d")
-    assert len({load(str(tmp_path / name)).fingerprint() for name in names}) == 1
+    found = [load(str(tmp_path / name)) for name in names]
+    assert len({data.fingerprint() for data in found}) == 1
+    said = [f"{tmp_path}/{name}/__MACOSX is left out" for name in names[1:3]]
+    assert [list(data.notes) for data in found] == [[], said[:1], said[1:], []]
 
 
 def test_photographs_are_decoded_with_a_margin_at_the_size_asked_for(tmp_path: Path):

@@ -98,9 +98,10 @@ def compare(
     Whatever is named by a string is what `flatmin compare` takes in a shell, import paths
     `module:name` included; whatever is an object is known in this process alone, which is why more
     than one worker needs functions and classes that can be imported. An object is known to a later
-    run by its name and a digest: of a network its `repr`, the names, shapes and first values of its
-    parameters and buffers; of data their sizes and content (of a dataset that is no tensors that of
-    16 samples of each part); of a function its code and what it holds; of others their `repr`.
+    run by its name and a digest: of a network its `repr`, its classes' code, the names, shapes and
+    first values of its parameters and buffers; of data their sizes and content (of a dataset that
+    is no tensors that of 16 samples of each part); of a function its code, what it holds and the
+    global variables, functions and classes that it reads; of others their `repr`.
 
     Args:
         model: a function or a class that makes a new network each time, or a name that
@@ -118,7 +119,8 @@ def compare(
         loss: a function of (outputs, targets) to a scalar; default None: the cross-entropy.
         metric: a function of (outputs, targets) of the whole test set to a number; where batches
             cannot be joined, of each batch, and the mean counts; default None: the accuracy in %.
-        direction: "max" or "min", whichever is better by `metric`; default "max".
+        direction: "max" or "min", whichever is better by `metric`; default "max". A name that
+            begins with "min:" or "max:" says it by itself.
         base: a name ("sgd", "nesterov", "adam", "adamw") or a function of the parameters that makes
             an optimizer, to which `lr`, `momentum`, `weight_decay` and `base_options` are given as
             far as they are set here; default None: SGD.
@@ -387,9 +389,13 @@ class ComparisonResult:
         return self.summary.best
 
     def report(self, path: Path | str | None = None) -> Path:
-        """Write the report to `path`, one HTML file; default None: report.html in the folder."""
+        """Write the report to `path`, one HTML file; default None: report.html in the folder.
+
+        Folders on the way are made. Raises InputError where it cannot be written.
+        """
         where = self.folder / "report.html" if path is None else Path(path)
         with files.told(where, "give another file"):
+            where.parent.mkdir(parents=True, exist_ok=True)
             page.save(self.outcome, self.summary, where)
         return where
 
@@ -511,7 +517,8 @@ def _options(
 
 
 def _several(value: Any) -> Any:
-    return (value,) if isinstance(value, int | float) else None if value is None else tuple(value)
+    one = isinstance(value, int | float | str)
+    return (value,) if one else None if value is None else tuple(value)
 
 
 def _safe(text: str) -> str:

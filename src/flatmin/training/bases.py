@@ -53,7 +53,10 @@ def build(
         raise
     except Exception as error:
         said = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"the base optimizer {own.title(name)} cannot be made: {said}") from None
+        passed = f" (it was given {', '.join(given)}, which are set)" if given else ""
+        raise InputError(
+            f"the base optimizer {own.title(name)} cannot be made: {said}{passed}"
+        ) from None
     # several stand in a list
     if not isinstance(made, Optimizer | list | tuple):
         raise InputError(

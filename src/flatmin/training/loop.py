@@ -121,6 +121,7 @@ def _train(
         analysed={} if learner.observer is None else learner.observer.values,
         device=group.name,
         processes=group.world,
+        tested=len(ours.examined),
     ).with_model(group.bare(learner.model))
 
 

@@ -10,23 +10,22 @@ Reading a study imports nothing: `title` and `known` look at names alone.
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
 import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flatmin import methods
 from flatmin.methods import Method
+from flatmin.training import digests
 from flatmin.training.errors import InputError
 
 _PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -64,13 +63,13 @@ def given(thing: Any, label: str, content: str = "") -> str:
     """The name of a thing, by which `find` finds it from now on.
 
     Its import path where it has one, so that other processes find it too; else its label with a
-    digest of what it is: `content`, or what `described` says.
+    digest of what it is: `content`, or what `digests.described` says.
     """
     path = path_of(thing)
     if path is not None:
         return path
     plain = re.sub(r"[^\w.()=,+-]+", "", label) or "own"
-    name = f"{plain}@{digest(content or described(thing))}"
+    name = f"{plain}@{digests.digest(content or digests.described(thing))}"
     _OBJECTS[name] = thing
     return name
 
@@ -141,66 +140,6 @@ def _above(module: str) -> list[str]:
     """A module and the packages that it is in."""
     parts = module.split(".")
     return [".".join(parts[: count + 1]) for count in range(len(parts))]
-
-
-# Digests --------------------------------------------------------------------------------------
-
-
-def digest(content: str | bytes) -> str:
-    """Eight hexadecimal digits of some content."""
-    content = content.encode() if isinstance(content, str) else content
-    return hashlib.blake2b(content, digest_size=4).hexdigest()
-
-
-def described(thing: Any) -> str:
-    """What a function, a module or an object is, in words that are the same in every process.
-
-    Of a function: its name, its code, its defaults, and what it holds of the functions around it.
-    Of an `nn.Module`: its `repr`. Of a tensor: shape, type, content. Of others: their `repr`.
-    """
-    if isinstance(thing, functools.partial):
-        parts = cast("functools.partial[Any]", thing)
-        return f"partial({described(parts.func)}, {_each(parts.args)}, {_named(parts.keywords)})"
-    if isinstance(thing, MethodType):
-        return f"{described(thing.__func__)} of {described(thing.__self__)}"
-    if isinstance(thing, FunctionType):
-        cells = [_held(cell) for cell in thing.__closure__ or ()]
-        held = [described(each) for each in (*(thing.__defaults__ or ()), *cells)]
-        named = _named(thing.__kwdefaults__ or {})
-        return f"{thing.__qualname__} {_code(thing.__code__)} {held} {named}"
-    if isinstance(thing, type):
-        return f"{thing.__module__}.{thing.__qualname__}"
-    if isinstance(thing, Method):
-        return f"{thing.name} {thing.rho} {described(thing.construct)}"
-    if isinstance(thing, Tensor):
-        return f"{tuple(thing.shape)} {thing.dtype} {checksum(thing)}"
-    return re.sub(r" at 0x[0-9a-f]+", "", f"{type(thing).__qualname__} {thing!r}")
-
-
-def checksum(tensor: Tensor) -> str:
-    """Eight hexadecimal digits of all bytes of a tensor."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return digest(bytes(flat.view(torch.uint8).numpy().data) if flat.numel() else b"")
-
-
-def _code(code: CodeType) -> str:
-    consts = [_code(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
-    return digest(f"{code.co_code.hex()} {consts} {code.co_names} {code.co_varnames}")
-
-
-def _held(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not yet filled
-        return None
-
-
-def _each(values: Sequence[Any]) -> str:
-    return ", ".join(map(described, values))
-
-
-def _named(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={described(value)}" for name, value in sorted(values.items()))
 
 
 # What is brought ------------------------------------------------------------------------------

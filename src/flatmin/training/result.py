@@ -50,6 +50,7 @@ class Run:
         analysed: what was looked at beside it, by name.
         device: on which it ran, such as "cpu" or "NVIDIA H200".
         processes: that trained the model together.
+        tested: number of samples that each accuracy was measured on; None if that is not known.
     """
 
     training: Training
@@ -62,6 +63,7 @@ class Run:
     analysed: Mapping[str, list[float]] = field(default_factory=dict[str, list[float]])
     device: str = "cpu"
     processes: int = 1
+    tested: int | None = None
 
     @property
     def model(self) -> nn.Module | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flatmin.training import evaluation, losses, own
+from flatmin.training import digests, evaluation, losses, own
 from flatmin.training.data.batches import changed
 from flatmin.training.data.images import ImageData
 from flatmin.training.data.sample_batches import run_data
@@ -69,10 +69,10 @@ def require_method(training: Training) -> None:
 
 
 def network_digest(training: Training, data: AnyData) -> str:
-    """Eight hexadecimal digits of a user's network: its `repr`, its parameters and buffers.
+    """Eight hexadecimal digits of a user's network: its structure, its parameters and buffers.
 
     Names, shapes and types count; so do the values that it starts from, where torch's seed is all
-    that they depend on. What its forward pass does, beside what `repr` says, does not.
+    that they depend on, and its plain attributes, where those of the next one are the same.
     """
     facts = _facts(training, data)
     with torch.random.fork_rng():
@@ -84,8 +84,11 @@ def network_digest(training: Training, data: AnyData) -> str:
     tensors = {name: each for name, each in own_state.items() if isinstance(each, Tensor)}
     shapes = [f"{name} {tuple(each.shape)} {each.dtype}" for name, each in tensors.items()]
     alike = all(torch.equal(each, other[name]) for name, each in tensors.items())
-    values = [own.checksum(each) for each in tensors.values()] if alike else []
-    return own.digest(f"{type(first).__qualname__} {own.described(first)} {shapes} {values}")
+    values = [digests.checksum(each) for each in tensors.values()] if alike else []
+    said = digests.structure(first)
+    if said != digests.structure(second):
+        said = digests.plain(repr(first))
+    return digests.digest(f"{type(first).__qualname__} {said} {shapes} {values}")
 
 
 def _facts(training: Training, data: AnyData) -> dict[str, int]:

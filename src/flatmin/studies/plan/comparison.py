@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
@@ -142,6 +143,19 @@ class Comparison(BaseModel):
     def _by_name(cls, given: tuple[str, ...]) -> tuple[str, ...]:
         """However they are written: what is asked for has one hash."""
         return tuple(name if own.is_own(name) else own.method(name).name for name in given)
+
+    @field_validator("options")
+    @classmethod
+    def _of_methods(
+        cls, given: dict[str, dict[str, int | float | str]]
+    ) -> dict[str, dict[str, int | float | str]]:
+        """By the names that `methods` has, however they are written."""
+        found: dict[str, dict[str, int | float | str]] = {}
+        for name, values in given.items():
+            with suppress(ValueError):  # of no method, which is told of beside those that there are
+                name = name if own.is_own(name) else own.method(name).name
+            found[name] = {**found.get(name, {}), **values}
+        return found
 
     @field_validator("noise")
     @classmethod

@@ -17,7 +17,7 @@ import torch
 
 import flatmin
 from flatmin.studies.plan.comparison import EXTENDABLE, Comparison
-from flatmin.training import own, trial
+from flatmin.training import digests, own, trial
 from flatmin.training.data.samples import AnyData
 from flatmin.training.settings import Training
 
@@ -91,7 +91,7 @@ def _contents(comparison: Comparison, data: AnyData) -> dict[str, str]:
             training = comparison.tuned(comparison.methods[0]).usual
             found[what] = trial.network_digest(training, data)
         elif what != "data":
-            found[what] = own.digest(own.described(own.find(name)))
+            found[what] = digests.digest(digests.described(own.find(name)))
     return found
 
 

@@ -19,6 +19,7 @@ from flatmin.studies.report.summary import Line, Summary, remarks, verdict
 from flatmin.studies.store import files
 from flatmin.training import losses, own
 from flatmin.training.data import noise
+from flatmin.training.data.images import ImageData
 
 
 def save(outcome: Outcome, summary: Summary, path: Path) -> None:
@@ -75,6 +76,9 @@ def subject(outcome: Outcome) -> str:
     else:
         labels = "labels as they are"
     said = f", {labels}" if data.classes else ""
+    size = comparison.size
+    if size and isinstance(data, ImageData) and size != data.size:
+        said = f", resized to {size} × {size}{said}"
     return f"{Path(own.title(data.name)).name}: {data.described}{said}"
 
 

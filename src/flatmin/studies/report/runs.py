@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -76,8 +76,7 @@ def records(given: Sequence[str], tell: Callable[[str], object] | None = None) -
 
     Raises InputError where there is no run, where none can be read, or none has a finished row.
     """
-    paths = dict.fromkeys(path for where in given for path in folders.runs(where))
-    found, wrong = _all(paths)
+    found, wrong = _all(given)
     if not found:
         raise wrong[0]
     for error in wrong:
@@ -97,15 +96,26 @@ def record(path: str) -> Record:
     return _read(path)
 
 
-def _all(paths: Iterable[str]) -> tuple[list[Record], list[InputError]]:
-    found: list[Record] = []
+def _all(given: Iterable[str]) -> tuple[list[Record], list[InputError]]:
+    """What can be read, each run once, and why the others cannot."""
     wrong: list[InputError] = []
+    paths: dict[str, None] = {}
+    for where in given:
+        with _noted(wrong):
+            paths.update(dict.fromkeys(folders.runs(where)))
+    found: list[Record] = []
     for path in paths:
-        try:
+        with _noted(wrong):
             found.append(_read(path))
-        except InputError as error:  # noqa: PERF203
-            wrong.append(error)
     return found, wrong
+
+
+@contextmanager
+def _noted(wrong: list[InputError]) -> Generator[None, None, None]:
+    try:
+        yield
+    except InputError as error:
+        wrong.append(error)
 
 
 def folder(given: Sequence[str]) -> Path:

@@ -313,17 +313,17 @@ def images_of(accuracies: Iterable[float]) -> int | None:
     """The least number of images of which all `accuracies`, in percent, are shares.
 
     That is the number tested on or, where few values are known, a divisor of it: the error that is
-    computed from it is never too small. None for values that are no shares of up to a million.
+    computed from it is never too small: 1 where every accuracy is 0 or 100. None for values that
+    are no shares of up to a million.
     """
+    known = {accuracy for accuracy in accuracies if math.isfinite(accuracy)}
     found = 1
-    for accuracy in set(accuracies):
-        if not math.isfinite(accuracy):
-            continue
+    for accuracy in known:
         share = Fraction(accuracy / 100).limit_denominator(_MOST_IMAGES)
         found = math.lcm(found, share.denominator)
         if abs(float(share) - accuracy / 100) > 1e-15 or found > _MOST_IMAGES:
             return None
-    return found if found > 1 else None
+    return found if known else None
 
 
 def _image_variance(percentages: Collection[float], images: int | None) -> float:

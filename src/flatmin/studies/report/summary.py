@@ -479,10 +479,13 @@ def _sound(rows: Mapping[int, Row]) -> dict[int, Row]:
 
 
 def _images(rows: Sequence[Row], measure: str) -> int | None:
-    """How many test images there are, so far as the accuracies tell."""
+    """How many test images there are, as the rows say, or so far as the accuracies tell."""
     if not heading(measure).accuracy:
         return None
     if measure == "accuracy":
+        counts = {row.tested for row in rows}
+        if len(counts) == 1 and None not in counts:
+            return counts.pop()
         return images_of(accuracy for row in rows for accuracy in row.curves.accuracy)
     values = (measures.value(row, measure) for row in rows)
     return images_of(value for value in values if value is not None)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -92,12 +93,15 @@ _USED_LATER = (
 """What a worker would import first of all; a module that is not there is passed over."""
 
 
-ALLOCATOR = {
+_BIRTH = {
     "MALLOC_MMAP_THRESHOLD_": str(2**25),  # the most that every glibc takes
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "PYTHONSAFEPATH": "1",
 }
-"""How glibc is told to keep what a step has freed for the next one. What it does by itself depends
-on what was freed before: often every step takes thousands of pages from the system anew."""
+"""What a child starts with. glibc is told to keep what a step has freed for the next one: what it
+does by itself depends on what was freed before, and often every step takes thousands of pages from
+the system anew. And modules of Python are found before files of the current folder, as they are by
+a command; the parent's own path comes with the task."""
 
 
 class _Reported:
@@ -137,7 +141,7 @@ class Child:
             target=_live, args=(theirs, index, dict(os.environ), task, arguments), daemon=True
         )
         # a child is born with what its parent ignores
-        with interrupts(signal.SIG_IGN), _environment(ALLOCATOR):
+        with interrupts(signal.SIG_IGN), _environment(_BIRTH), _no_script():
             self.process.start()
         theirs.close()  # so that the end of either process is the end of the pipe
 
@@ -179,7 +183,8 @@ def await_server() -> None:
         context = _context()
     if context.get_start_method() == "forkserver":
         first = context.Process(target=_nothing, daemon=True)
-        first.start()
+        with _no_script():
+            first.start()
         first.join()
 
 
@@ -197,7 +202,7 @@ def _context() -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, *_USED_LATER])
-    with _environment(ALLOCATOR):  # it is read when a program starts
+    with _environment(_BIRTH):  # it is read when a program starts
         forkserver.ensure_running()
     return context
 
@@ -212,6 +217,21 @@ def _environment(settings: Mapping[str, str]) -> Generator[None, None, None]:
     finally:
         for name in new:
             del os.environ[name]
+
+
+@contextmanager
+def _no_script() -> Generator[None, None, None]:
+    """Children that are started meanwhile do not run the script again that has asked for them.
+
+    They need nothing of it: what they are to do, and what users bring, are found by import paths.
+    Without this a script must be written with `if __name__ == "__main__":`.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")  # of no file
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -22,6 +22,7 @@ from optuna.exceptions import (
 )
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
 from sqlalchemy import URL, event, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -78,10 +79,12 @@ def _line(location: StudyLocation, error: BaseException) -> str:
 
 def foreign(location: StudyLocation) -> InputError:
     """The error for a database that is damaged or somebody else's."""
-    return InputError(
-        f"{location.file or location} is no whole study of flatmin: remove it, or give another "
-        f"--out"
-    )
+    folder = None if location.file is None else location.file.parent
+    if folder is not None and files.is_file(folder / "results.json"):
+        mend = "remove that file alone, and the same command goes on from results.json"
+    else:
+        mend = "remove it, or give another --out"
+    return InputError(f"{location.file or location} is no whole study of flatmin: {mend}")
 
 
 def backend(location: StudyLocation) -> RDBStorage:
@@ -166,16 +169,15 @@ def reading() -> Generator[None, None, None]:
         _ONLY_READS.reset(before)
 
 
-def prepare_file(path: Path, content: Mapping[str, Any]) -> None:
-    """Make the database, whole or not at all; if it is there already, leave it."""
+def prepare_file(
+    path: Path, content: Mapping[str, Any], trials: Sequence[FrozenTrial] = ()
+) -> None:
+    """Make the database, whole or not at all; if it is there already, leave it.
+
+    `trials` are what stands in it from the beginning.
+    """
     if files.is_file(path):
         return
-    # Rows that a new study would know nothing of, and overwrite when it ends.
-    if files.is_file(path.parent / "results.json"):
-        raise InputError(
-            f"{path.parent} holds results without their {path.name}, perhaps of an earlier "
-            f"flatmin: give another --out, or remove that folder"
-        )
     # Made aside and given its name when it is whole; by a link, since a rename would replace what
     # another process has made meanwhile, rows and all; and in the same folder, since links stay on
     # one disk.
@@ -183,7 +185,9 @@ def prepare_file(path: Path, content: Mapping[str, Any]) -> None:
         new = Path(folder) / path.name
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = RDBStorage(_url(new))
-        _create(storage, "run", content)
+        study = _create(storage, "run", content)
+        for trial in trials:
+            storage.create_new_trial(study, trial)
         storage.engine.dispose()
         # The last connection to close brings everything into the one file that is then linked; that
         # it has a write-ahead log stands in the file, for whoever opens it next.
@@ -215,8 +219,10 @@ def _twice(make: Callable[[], RDBStorage]) -> RDBStorage:
         return make()
 
 
-def _create(storage: BaseStorage, name: str, content: Mapping[str, Any]) -> None:
-    _fill(storage, storage.create_new_study([StudyDirection.MAXIMIZE], name), content)
+def _create(storage: BaseStorage, name: str, content: Mapping[str, Any]) -> int:
+    study = storage.create_new_study([StudyDirection.MAXIMIZE], name)
+    _fill(storage, study, content)
+    return study
 
 
 def _fill(storage: BaseStorage, study: int, content: Mapping[str, Any]) -> None:
@@ -322,7 +328,7 @@ def study_at(storage: BaseStorage, location: StudyLocation, allow_mixed: bool) -
 def _code(digest: str, commit: str) -> str:
     """A commit; where it does not say which code it is, the code's hash besides."""
     exact = commit != "unknown" and not commit.endswith("+changes")
-    return f"commit {commit}" if exact else f"commit {commit} (source {digest[:8]})"
+    return f"commit {commit}" if exact or not digest else f"commit {commit} (source {digest[:8]})"
 
 
 def _of_this_version(found: int, location: StudyLocation) -> None:

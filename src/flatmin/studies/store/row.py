@@ -56,6 +56,7 @@ class Row(BaseModel):
         trouble: why the number should not be taken at face value; None if nothing is wrong.
         threads: of torch in the process that trained.
         processes: that trained together.
+        tested: number of samples that `accuracy` was measured on; None in rows that do not say so.
         device: what trained, in words.
         commit: of flatmin's source; see `flatmin.studies.store.provenance.commit`.
         versions: of the software that trained.
@@ -80,6 +81,7 @@ class Row(BaseModel):
     trouble: str | None
     threads: int
     processes: int = 1
+    tested: int | None = None
     device: str = "unknown"
     commit: str = "unknown"
     versions: dict[str, str]
@@ -131,6 +133,7 @@ def row_of(run: Run, *, images: str | None = None, wall: float | None = None) ->
         trouble=run.trouble,
         threads=run.threads,
         processes=run.processes,
+        tested=run.tested,
         device=provenance.described(run.device),
         commit=provenance.commit(),
         versions=provenance.versions(),

@@ -25,7 +25,7 @@ from optuna.storages import BaseStorage, get_storage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import ValidationError
 
-from flatmin.studies.store import database, provenance
+from flatmin.studies.store import database, files, provenance
 from flatmin.studies.store.database import ClaimLost
 from flatmin.studies.store.files import as_json, finite, write
 from flatmin.studies.store.location import StudyLocation
@@ -138,6 +138,8 @@ class Store:
     ) -> Store:
         """The store at `location`, made if need be; with its rows if it has the same `identity`.
 
+        Where `results.json` is there without its database, the rows in it are taken back.
+
         `differing` names what of two identities, ours and the one that is there, must agree and
         does not. `plan` is what a worker elsewhere needs to know which cells there are. Raises
         InputError if
@@ -154,9 +156,9 @@ class Store:
             "retried": -1,  # the last: see `database._fill`
         }
         with database.told(location):
-            if location.file is not None:
-                database.prepare_file(location.file, content)
-            else:
+            if location.file is not None and not files.is_file(location.file):
+                database.prepare_file(location.file, *_taken_back(location.file, content))
+            elif location.file is None:
                 database.prepare_server(location, content)
         store = cls.join(location, allow_mixed=allow_mixed)
         database.same(ours, store.identity, location, differing)
@@ -369,6 +371,47 @@ class Claim:
     def withdraw(self) -> None:
         """Leave it to somebody else."""
         self.store.end(self.number, "withdrawn")
+
+
+def _taken_back(
+    path: Path, content: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], list[FrozenTrial]]:
+    """What a new database holds: of `content`, or what `results.json` has kept of a lost one.
+
+    The rows stay rows of the code that made them. Raises InputError where that file cannot be read:
+    a new study would write over it.
+    """
+    exported = path.parent / "results.json"
+    if not files.is_file(exported):
+        return content, []
+    try:
+        kept = json.loads(exported.read_text())
+        rows = [Row.model_validate(each) for each in kept["runs"]]
+        identity, plan = kept["identity"], kept["plan"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{path.parent} holds results without their {path.name}, and {exported.name} cannot be "
+            f"read: give another --out, or remove that folder"
+        ) from None
+    source = content["source"]
+    others = {row.commit for row in rows} - {source["commit"]}
+    if others:
+        source = {"digest": "", "commit": min(others)}
+    found = {**content, "identity": identity, "plan": plan, "source": source}
+    return found, list(map(_finished, rows))
+
+
+def _finished(row: Row) -> FrozenTrial:
+    """The trial that a row would have left."""
+    cell = {"key": row.key, "training": row.training, "at": time.time()}
+    return create_trial(
+        state=TrialState.COMPLETE,
+        value=row.accuracy if math.isfinite(row.accuracy) else 0.0,
+        user_attrs={
+            "cell": {**cell, "owner": asdict(ProcessIdentity.here())},
+            "row": finite(row.model_dump()),
+        },
+    )
 
 
 _UNSAID = {"how": "died", "reason": "ended by another program", "details": ""}

@@ -90,9 +90,9 @@ class Tree:
         """
         files: dict[str, Encoded] = {}
         folders: set[str] = set()
-        if where.is_file():
-            files.update(_shown(_members(where)))
         left_out: list[str] = []
+        if where.is_file():
+            files.update(_shown(where, left_out))
         for folder, inside, names in _walk(where):
             above = Path(folder).relative_to(where).as_posix() + "/"
             above = above.removeprefix("./")
@@ -104,7 +104,7 @@ class Tree:
                 if not name.endswith(ARCHIVES):
                     files[above + name] = File(f"{folder}/{name}")
                 elif _stem(name) not in inside:
-                    files.update(_shown(_members(Path(folder, name))))
+                    files.update(_shown(Path(folder, name), left_out))
         folders.update(folder for name in files for folder in _above(name))
         return cls(str(where), files, frozenset(folders), tuple(left_out))
 
@@ -203,13 +203,17 @@ def _members(path: Path) -> Iterator[tuple[str, Encoded]]:
         yield from _compressed_members(path)
 
 
-def _shown(members: Iterable[tuple[str, Encoded]]) -> Iterator[tuple[str, Encoded]]:
-    """Without hidden files, nor what macOS adds to archives."""
-    for name, file in members:
-        if _MACOS not in name.split("/") and not any(
-            part.startswith(".") for part in name.split("/")
-        ):
+def _shown(archive: Path, left_out: list[str]) -> Iterator[tuple[str, Encoded]]:
+    """Without hidden files, nor what macOS adds to archives, which goes to what is `left_out`."""
+    added = False
+    for name, file in _members(archive):
+        parts = name.split("/")
+        if _MACOS in parts:
+            added = True
+        elif not any(part.startswith(".") for part in parts):
             yield name, file
+    if added:
+        left_out.append(f"{archive}/{_MACOS}")
 
 
 def _zip_members(path: Path) -> Iterator[tuple[str, Encoded]]:

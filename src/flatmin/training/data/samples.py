@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset, default_collate  # pyright: ignore[reportUnknownVariableType]
 
-from flatmin.training import own
+from flatmin.training import digests, own
 from flatmin.training.data.images import ImageData, load, stratified
 from flatmin.training.errors import InputError
 from flatmin.training.seeds import generator
@@ -146,12 +146,12 @@ class SampleData:
         random numbers being fixed.
         """
         found = hashlib.blake2b(digest_size=6)
-        rows = "" if self.rows is None else own.checksum(self.rows)
+        rows = "" if self.rows is None else digests.checksum(self.rows)
         found.update(f"{self.train_count} {self.test_count} {rows}".encode())
-        found.update(own.described(self.loader.get("collate_fn", default_collate)).encode())
+        found.update(digests.described(self.loader.get("collate_fn", default_collate)).encode())
         for part in (self.train, self.test):
             if type(part) is TensorDataset and _bytes(part) <= _HASHED_BYTES:
-                found.update(" ".join(map(own.described, part.tensors)).encode())
+                found.update(" ".join(map(digests.described, part.tensors)).encode())
                 continue
             count = count_of(part)
             at = torch.arange(min(_LOOKED_AT, count)) * count // min(_LOOKED_AT, count)
@@ -217,7 +217,7 @@ def dataset(data: Any, what: str) -> Dataset[Any]:
             raise InputError(
                 f"{what} has tensors of {sizes} rows: give inputs and targets, as many"
             )
-        return TensorDataset(*tensors)
+        return _some_of(TensorDataset(*tensors), len(tensors[0]), what)
     for needed in ("__getitem__", "__len__"):
         if not hasattr(data.__class__, needed):
             raise InputError(
@@ -228,6 +228,10 @@ def dataset(data: Any, what: str) -> Dataset[Any]:
         count = count_of(data)
     except Exception as error:
         raise InputError(f"{what} cannot tell how long it is: {error}") from None
+    return _some_of(data, count, what)
+
+
+def _some_of(data: Dataset[Any], count: int, what: str) -> Dataset[Any]:
     if not count:
         raise InputError(f"{what} is empty: give at least one sample")
     return data
@@ -298,12 +302,12 @@ def seeded(seed: int) -> Generator[None, None, None]:
 def _content(value: Any) -> str:
     """A digest of nested values, by their content."""
     if isinstance(value, Tensor):
-        return own.described(value)
+        return digests.described(value)
     if isinstance(value, Mapping):
         items = cast("Mapping[Any, Any]", value).items()
         return "{" + ", ".join(f"{name}: {_content(each)}" for name, each in items) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_content, cast("Sequence[Any]", value))) + "]"
     if hasattr(value, "tobytes"):  # a NumPy array, a Pillow image
-        return own.digest(value.tobytes())
-    return own.described(value)
+        return digests.digest(value.tobytes())
+    return digests.described(value)
