@@ -325,8 +325,11 @@ def test_rows_whose_database_is_lost_are_taken_back_from_the_results(tmp_path: P
     (tmp_path / "study.db").unlink()
     with pytest.raises(InputError, match="holds the results of another configuration"):
         Store.open(tmp_path, {"of": "others"}, {"of": "cells"})
-    again = Store.open(tmp_path, IDENTITY, {"of": "cells"})
+    assert not (tmp_path / "study.db").exists()
+    again = Store.open(tmp_path, IDENTITY, {"of": "more cells"})
+    assert again.plan == {"of": "more cells"}
     assert list(again.rows) == [each.key for each in rows]
+    again = Store.open(tmp_path, IDENTITY, {"of": "cells"})
     assert again.export().read_bytes() == before
     assert not again.add(rows[0])  # it is there
 
@@ -338,6 +341,7 @@ def test_rows_that_are_taken_back_stay_those_of_their_code(tmp_path: Path):
     (tmp_path / "study.db").unlink()
     with pytest.raises(InputError, match=r"are made by flatmin at commit 0123456, this is"):
         Store.open(tmp_path, IDENTITY)
+    assert not (tmp_path / "study.db").exists()
     assert len(Store.open(tmp_path, IDENTITY, allow_mixed=True).rows) == 1
 
 

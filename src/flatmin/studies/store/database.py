@@ -315,14 +315,18 @@ def study_at(storage: BaseStorage, location: StudyLocation, allow_mixed: bool) -
     if "schema" not in attributes or "retried" not in attributes:
         raise foreign(location)
     _of_this_version(attributes["schema"], location)
-    theirs = attributes["source"]
+    of_this_code(attributes["source"], location, allow_mixed)
+    return study
+
+
+def of_this_code(theirs: Mapping[str, str], location: StudyLocation, allow_mixed: bool) -> None:
+    """Raise InputError where rows are of other code, unless that is allowed."""
     if theirs["digest"] != provenance.digest() and not allow_mixed:
         raise InputError(
             f"the rows of {location} are made by flatmin at {_code(**theirs)}, this is "
             f"{_code(provenance.digest(), provenance.commit())}: use that one, give another --out, "
             f"or mix them by --allow-mixed"
         )
-    return study
 
 
 def _code(digest: str, commit: str) -> str:

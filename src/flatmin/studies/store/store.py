@@ -157,7 +157,10 @@ class Store:
         }
         with database.told(location):
             if location.file is not None and not files.is_file(location.file):
-                database.prepare_file(location.file, *_taken_back(location.file, content))
+                before, trials = _taken_back(location.file, content)
+                database.same(ours, before["identity"], location, differing)
+                database.of_this_code(before["source"], location, allow_mixed)
+                database.prepare_file(location.file, before, trials)
             elif location.file is None:
                 database.prepare_server(location, content)
         store = cls.join(location, allow_mixed=allow_mixed)
