@@ -109,12 +109,17 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
     return TrainingArguments(str(folder), **given)
 
 
-def adamw(model: nn.Module, lr: float = 0.01) -> torch.optim.Optimizer:
-    """The Trainer's base optimizer, with the groups that it makes."""
+def grouped(model: nn.Module) -> list[dict[str, Any]]:
+    """The parameters in the groups that the Trainer makes: a norm is summed in their order."""
     decayed = Trainer.get_decay_parameter_names(None, model)
     named = list(model.named_parameters())
     groups = [[p for n, p in named if (n in decayed) is wanted] for wanted in (True, False)]
-    return torch.optim.AdamW([{"params": group} for group in groups], lr=lr, weight_decay=0.0)
+    return [{"params": group} for group in groups]
+
+
+def adamw(model: nn.Module, lr: float = 0.01) -> torch.optim.Optimizer:
+    """The Trainer's base optimizer."""
+    return torch.optim.AdamW(grouped(model), lr=lr, weight_decay=0.0)
 
 
 def trainer_of(
@@ -495,7 +500,7 @@ def test_a_loss_computed_behind_ours_is_the_one_that_is_descended(tmp_path: Path
     scaled = train(trainer)
 
     model = Classifier()
-    optimizer = flatmin.SAM(torch.optim.SGD(model.parameters(), lr=0.01), 0.1, model=model)
+    optimizer = flatmin.SAM(torch.optim.SGD(grouped(model), lr=0.01), 0.1, model=model)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / STEPS)
 
     def look(batch: Inputs) -> Tensor:
