@@ -141,3 +141,24 @@ def row(training: Training) -> Row:
         threads=1,
         versions=provenance.versions(),
     )
+
+
+MODULE = """
+import torch
+from torch import nn
+
+def data():
+    x = torch.arange(240.0).view(60, 4) % 7
+    y = (x.sum(1) > 12).long()
+    return (x[:40], y[:40]), (x[40:], y[40:])
+
+class Net(nn.Sequential):
+    def __init__(self, classes):
+        super().__init__(nn.Linear(4, classes))
+
+made = Net(2)
+
+def same():
+    return made
+"""
+"""A module of a user's."""

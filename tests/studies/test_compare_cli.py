@@ -62,6 +62,16 @@ def alive(group: int) -> bool:
     return True
 
 
+def test_images_of_another_size_than_their_own_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    command = ["compare", "--data", "digits", "--limit", "100", "--epochs", "1", "--model", "mlp"]
+    command += ["--methods", "sgd", "--seeds", "1", "--size", "12", "--out", str(tmp_path)]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "images of 8 × 8 pixels in 10 classes, resized to 12 × 12, labels as they are" in said
+
+
 def test_a_comparison_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     command = [*QUICK, "--methods", "sgd,esam,agnostic-sam", "--noise", "0.3", "--tune", "rho"]
     command += ["--rho", "0.05,0.1", "--tuning-seeds", "1", "--out", str(tmp_path)]

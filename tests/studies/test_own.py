@@ -16,6 +16,7 @@ from pictures import write_parquet
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
+from trivial import MODULE
 
 import flatmin
 from flatmin.cli import main
@@ -449,25 +450,6 @@ def test_an_interrupted_call_goes_on_in_the_same_process(tmp_path: Path):
 
 # Several processes, by import paths -----------------------------------------------------------
 
-MODULE = """
-import torch
-from torch import nn
-
-def data():
-    x = torch.arange(240.0).view(60, 4) % 7
-    y = (x.sum(1) > 12).long()
-    return (x[:40], y[:40]), (x[40:], y[40:])
-
-class Net(nn.Sequential):
-    def __init__(self, classes):
-        super().__init__(nn.Linear(4, classes))
-
-made = Net(2)
-
-def same():
-    return made
-"""
-
 
 def test_two_processes_take_import_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -582,6 +564,31 @@ def test_a_global_that_a_function_reads_is_a_part_of_the_comparison(
     assert before.curves.loss != after.curves.loss
 
 
+def test_a_network_that_counts_its_instances_is_told_by_its_code(tmp_path: Path):
+    class Counted(nn.Linear):
+        made = 0
+
+        def __init__(self, sign: float = 1.0) -> None:
+            super().__init__(4, 2)
+            type(self).made += 1
+            self.number = self.made
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    class Turned(Counted):
+        def forward(self, x: Tensor) -> Tensor:
+            return -super().forward(x)
+
+    def contents(kind: type[nn.Module], name: str) -> str:
+        kind.__qualname__ = "Counted"
+        asked: dict[str, Any] = {"model": kind, "epochs": 1, "seeds": 1, "methods": ["sgd"]}
+        found = compared(tmp_path / name, **asked).outcome.store.identity
+        return str(found["contents of model"])
+
+    assert contents(Counted, "a") == contents(Counted, "a") != contents(Turned, "b")
+
+
 def test_options_and_numbers_may_be_written_as_they_are_elsewhere(tmp_path: Path):
     options = {"AgnosticSAM": {"beta": 0.5}, "agnostic-sam": {"rho1": 0.2}}
     asked: dict[str, Any] = {"methods": ["sgd", "Agnostic-SAM"], "epochs": 1, "seeds": 1}
@@ -616,7 +623,7 @@ def test_where_all_is_right_there_is_an_error_too(tmp_path: Path):
 
 
 def test_what_is_set_is_said_where_a_base_does_not_take_it(tmp_path: Path):
-    with pytest.raises(InputError, match=r"unexpected keyword .*it was given lr, which are set"):
+    with pytest.raises(InputError, match=r"unexpected keyword .*it was given lr, as set here"):
         compared(tmp_path, lr=0.1)
 
 

@@ -22,7 +22,7 @@ import torch
 from comparisons import comparison
 from optuna.trial import TrialState
 from postgres import serving
-from trivial import Allocates, AwaitsKills, Dies, Many, Nothing, Raises, cell, row
+from trivial import MODULE, Allocates, AwaitsKills, Dies, Many, Nothing, Raises, cell, row
 
 from flatmin.studies.plan.tuning import Progress
 from flatmin.studies.report.status import Status
@@ -254,24 +254,9 @@ def test_an_interrupt_before_the_workers_are_there_is_the_parents_alone(tmp_path
     assert not Store.join(StudyLocation(tmp_path), allow_mixed=True).rows
 
 
-OWN = """
-import torch
-from torch import nn
-
-def data():
-    x = torch.arange(240.0).view(60, 4) % 7
-    y = (x.sum(1) > 12).long()
-    return (x[:40], y[:40]), (x[40:], y[40:])
-
-class Net(nn.Sequential):
-    def __init__(self):
-        super().__init__(nn.Linear(4, 2))
-"""
-
-
 def test_a_plain_script_runs_once_however_many_workers_it_asks_for(tmp_path: Path):
     """Nor does a file of the current folder stand for a module of Python's in the workers."""
-    (tmp_path / "my_rocks.py").write_text(OWN)
+    (tmp_path / "my_rocks.py").write_text(MODULE)
     (tmp_path / "glob.py").write_text("raise SystemExit('glob.py of the user')\n")
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts" / "plain.py").write_text(
@@ -283,7 +268,6 @@ def test_a_plain_script_runs_once_however_many_workers_it_asks_for(tmp_path: Pat
     )
     ended = subprocess.run(
         [sys.executable, Path("scripts", "plain.py")],
-        env=os.environ | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")},
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -7,6 +7,7 @@ import importlib
 import os
 import subprocess
 import sys
+from collections import UserDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ SOURCE = """
 import math
 import settings
 import torch
-from functools import partial
+from functools import cache, partial
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -50,9 +51,14 @@ def loss(outputs, targets):
     LOG.append(COUNT)
     return scale(cross_entropy(outputs, targets))
 
+@cache
+def warm(step):
+    return step + 3
+
 def base(parameters):
+    warm(1)
     assert "sgd" in {"sgd", "adam", "b", "c"} and len(WORDS) == 4 and again(1)
-    return torch.optim.SGD(parameters, lr=RATE * settings.FACTOR, nesterov=OPTIONS["nesterov"])
+    return torch.optim.SGD(parameters, lr=RATE * settings.deep.FACTOR, nesterov=OPTIONS["nesterov"])
 
 class Above(nn.Module):
     gain = 1.0
@@ -92,6 +98,7 @@ CHANGES = {
     "deep in a global": ("[4, 8]", "[4, 9]", {"base", "build"}),
     "a global tensor": ("arange(3.0)", "arange(1.0, 4.0)", {"make", "net"}),
     "a helper": ("x * 1", "x * -1", {"loss"}),
+    "what a cache is around": ("step + 3", "step + 4", {"base", "build"}),
     "the first helper's helper": ("x if depth", "-x if depth", {"base", "build"}),
     "the forward pass": ("torch.relu(self", "torch.tanh(self", {"make", "net"}),
     "what stands above": ("return 2.0", "return 3.0", {"make", "net"}),
@@ -118,7 +125,8 @@ print("net", structure(usermade.Net()))
 def said(folder: Path, factor: float, seed: str) -> dict[str, str]:
     """What is said of each, by a process of its own."""
     (folder / "usermade.py").write_text(SOURCE)
-    (folder / "settings.py").write_text(f"FACTOR = {factor}\nOTHER = {factor}\n")
+    (folder / "settings.py").write_text("import deep\n")
+    (folder / "deep.py").write_text(f"import settings\nFACTOR = {factor}\nOTHER = {factor}\n")
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONHASHSEED": seed}
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
     run = subprocess.run(
@@ -137,11 +145,11 @@ def said(folder: Path, factor: float, seed: str) -> dict[str, str]:
 
 
 def test_another_process_says_the_same_but_where_a_module_has_changed(tmp_path: Path):
-    """With other hashes: `base` and `build` read FACTOR of the module `settings`."""
+    """With other hashes: `base` and `build` read FACTOR of the module `settings.deep`."""
     first, second = (said(tmp_path, factor, seed) for factor, seed in ((1.0, "1"), (2.0, "2")))
     assert {name for name in first if first[name] != second[name]} == {"base", "build"}
     for name in ("base", "build"):
-        assert first[name] == second[name].replace("'FACTOR': 2.0", "'FACTOR': 1.0")
+        assert first[name] == second[name].replace("'FACTOR': '2.0'", "'FACTOR': '1.0'")
     assert " at 0x" not in str(first)
 
 
@@ -153,7 +161,8 @@ def usual() -> dict[str, str]:
 def here(source: str) -> dict[str, str]:
     """What is said of each in this process, as of a notebook."""
     settings = type(sys)("settings")
-    settings.FACTOR = 1.0
+    settings.deep = type(sys)("deep")
+    settings.deep.FACTOR = 1.0
     sys.modules["settings"] = settings
     module = type(sys)("usermade")
     module.__file__ = "/elsewhere/usermade.py"
@@ -226,6 +235,8 @@ KINDS: dict[str, tuple[Callable[[Any], Any], Any, Any]] = {
     "a tensor": (lambda a: torch.full((3,), a), 1.0, 2.0),
     "its type": (lambda a: torch.zeros(3, dtype=a), torch.float32, torch.float64),
     "an array": (lambda a: np.full(5000, a), 1.0, 2.0),
+    "an array of objects": (lambda a: np.array([a, "x" * 99], dtype=object), 1.5, 2.5),
+    "a mapping of another kind": (lambda a: UserDict(a=torch.full((5000,), a)), 1.0, 2.0),
     "weights of a loss": (lambda a: nn.CrossEntropyLoss(torch.tensor([1.0, a])), 1.0, 2.0),
     "a loss's options": (lambda a: nn.CrossEntropyLoss(label_smoothing=a), 0.0, 0.1),
     "a set": (lambda a: {"x", "y", a}, "z", "w"),

@@ -53,7 +53,7 @@ def build(
         raise
     except Exception as error:
         said = (str(error) or type(error).__name__).splitlines()[0]
-        passed = f" (it was given {', '.join(given)}, which are set)" if given else ""
+        passed = f"; it was given {', '.join(given)}, as set here" if given else ""
         raise InputError(
             f"the base optimizer {own.title(name)} cannot be made: {said}{passed}"
         ) from None

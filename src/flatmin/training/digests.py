@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from flatmin.methods import Method
 
-_MANY = 4096
+_MANY = 2**16
 """Entries of a list or a mapping from which on a few of them are looked at."""
 
 _FEW = 16
@@ -62,12 +62,15 @@ def plain(words: str) -> str:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", words)
 
 
-def structure(module: nn.Module) -> str:
-    """What a network is, its weights apart: its `repr`, its plain attributes, its users' code."""
-    words = _Words()
+def structure(module: nn.Module, *, values: bool = True) -> str:
+    """What a network is, its weights apart: its `repr`, its plain attributes, its users' code.
+
+    Without `values` the attributes of its parts and of their classes are left out.
+    """
+    words = _Words(values=values)
     parts = [plain(f"{type(module).__qualname__} {module!r}")]
     parts_of = cast("Iterator[tuple[str, nn.Module]]", module.named_modules())
-    for name, each in parts_of:
+    for name, each in parts_of if values else ():
         attributes = {
             key: value
             for key, value in vars(each).items()
@@ -81,7 +84,8 @@ def structure(module: nn.Module) -> str:
 class _Words:
     """Describes one thing; what it comes upon a second time it only names."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, values: bool = True) -> None:
+        self._values = values
         self._seen: dict[int, Any] = {}  # kept, so that no other takes its number meanwhile
 
     def of(self, thing: Any) -> str:
@@ -135,10 +139,15 @@ class _Words:
     def _variable(self, value: Any, inside: set[str]) -> str:
         """One of them; of a user's module the attributes that may be meant."""
         if isinstance(value, ModuleType):
-            if not _is_users(value.__name__):
+            if not _is_users(value.__name__) or id(value) in self._seen:
                 return value.__name__
-            held = {name: getattr(value, name) for name in sorted(inside) if name in vars(value)}
-            return f"{value.__name__} {self.of(held)}"
+            self._seen[id(value)] = value
+            held = {
+                name: self._variable(getattr(value, name), inside)
+                for name in sorted(inside)
+                if name in vars(value)
+            }
+            return f"{value.__name__} {held}"
         if isinstance(value, FunctionType | type) and not _is_users(value.__module__):
             return f"{value.__module__}.{value.__qualname__}"
         return self.of(value)
@@ -148,13 +157,21 @@ class _Words:
         if not _is_users(thing.__module__):
             return name
         bases = [self.of(base) for base in thing.__bases__]
-        body = {
-            key: self.of(_inner(value))
-            for key, value in vars(thing).items()
-            if isinstance(_inner(value), FunctionType | property)
-            or not (key.startswith("__") and key.endswith("__"))
+        body = {key: _inner(value) for key, value in vars(thing).items()}
+        code = {
+            key: each for key, each in body.items() if isinstance(each, FunctionType | property)
         }
-        return f"{name} {bases} {body}"
+        others = {
+            key: value
+            for key, value in body.items()
+            if self._values and not (key.startswith("__") and key.endswith("__"))
+        }
+        for each in code.values():  # what they set, as a count of instances, is left out
+            if isinstance(each, FunctionType):
+                for how, key in _instructions(each.__code__):
+                    if how in ("STORE_ATTR", "DELETE_ATTR"):
+                        others.pop(key, None)
+        return f"{name} {bases} {self.of({**others, **code})}"
 
     def _property(self, thing: property) -> str:
         return self.of([thing.fget, thing.fset])
@@ -183,8 +200,12 @@ class _Words:
         kind = cast("type[Any]", type(thing))
         if hasattr(thing, "tobytes"):  # a NumPy array, a Pillow image
             shape = getattr(thing, "shape", getattr(thing, "size", ""))
+            if getattr(getattr(thing, "dtype", None), "hasobject", False):  # bytes of addresses
+                return f"{kind.__qualname__} {shape} {self.of(thing.tolist())}"
             return f"{kind.__qualname__} {shape} {digest(thing.tobytes())}"
         said = plain(f"{kind.__qualname__} {thing!r}")
+        if hasattr(thing, "__wrapped__"):  # a function with a cache, for one
+            said += f" {self.of(thing.__wrapped__)}"
         if not _is_users(kind.__module__):
             return said
         return f"{said} {self.of(dict(getattr(thing, '__dict__', {})))} {self.of(kind)}"
@@ -200,7 +221,7 @@ class _Words:
         (nn.Module, _network),
         ((list, tuple), _sequence),
         ((set, frozenset), _set),
-        (dict, _mapping),
+        (Mapping, _mapping),
     )
 
 
